@@ -1,0 +1,154 @@
+"""A commit group: columns that stay parallel, whatever interrupts the one who fills them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from walbatch import limits
+from walbatch.core.commit_group import CommitGroup, fits_frame
+from walbatch.core.frame import Columns, encode_body
+
+
+class Signal(BaseException):
+    """What a signal handler raises."""
+
+
+def add(
+    group: CommitGroup, *pairs: tuple[bytes, bytes], lane: int = 0, priority: int = 5, sync: bool = True
+) -> int:
+    keys, payloads = [key for key, _ in pairs], [payload for _, payload in pairs]
+    size = sum(map(len, keys)) + sum(map(len, payloads))
+    return group.add(lane, [0] * len(keys), keys, payloads, priority, size, needs_sync=sync)
+
+
+def check_parallel(group: CommitGroup) -> None:
+    columns = (group.lanes, group.shards, group.keys, group.payloads, group.priorities)
+    assert {len(column) for column in columns} == {len(group)}
+
+
+def test_operations_get_consecutive_lsns() -> None:
+    group = CommitGroup(10)
+    assert (len(group), group.last_lsn) == (0, 9)
+    assert add(group, (b"a", b"1"), (b"b", b"2")) == 10
+    assert add(group, (b"c", b"3")) == 12
+    assert (len(group), group.last_lsn, group.bytes) == (3, 12, 6)
+    assert repr(group) == "<CommitGroup lsn 10..12, 6 bytes>"
+    check_parallel(group)
+
+
+def test_one_operation_that_must_be_synced_makes_the_group_sync() -> None:
+    group = CommitGroup(1)
+    add(group, (b"a", b""), sync=False)
+    assert not group.needs_sync
+    add(group, (b"a", b""), sync=True)
+    add(group, (b"a", b""), sync=False)
+    assert group.needs_sync
+
+
+def test_an_empty_group_accepts_whatever_fits_in_a_frame() -> None:
+    group = CommitGroup(1)
+    assert group.accepts(1, limits.GROUP_BYTES_MAX + 1)
+    assert group.accepts(limits.FRAME_COUNT_MAX, 0)
+    assert not group.accepts(limits.FRAME_COUNT_MAX + 1, 0)
+    assert not group.accepts(1, limits.FRAME_RAW_BYTES_MAX)
+
+
+def test_a_group_takes_more_company_up_to_its_limits() -> None:
+    group = CommitGroup(1)
+    add(group, (b"a", b""))
+    assert group.accepts(1, limits.GROUP_BYTES_MAX - 1)
+    assert not group.accepts(1, limits.GROUP_BYTES_MAX)
+    assert group.accepts(limits.FRAME_COUNT_MAX - 1, 0)
+    assert not group.accepts(limits.FRAME_COUNT_MAX, 0)
+
+
+def test_the_largest_operation_fits_in_a_frame() -> None:
+    assert fits_frame(1, limits.KEY_BYTES_MAX + limits.PAYLOAD_BYTES_MAX)
+    assert fits_frame(limits.FRAME_COUNT_MAX, limits.GROUP_BYTES_MAX)
+
+
+def test_what_a_group_accepts_can_be_encoded_at_its_limit() -> None:
+    group = CommitGroup(1)
+    payload = bytes(limits.GROUP_BYTES_MAX - 1)
+    add(group, (b"k", payload))
+    kinds, kind_indexes = group.kind_columns(["put"])
+    body = encode_body(
+        Columns(
+            kinds=tuple(kinds),
+            kind_indexes=kind_indexes,
+            priorities=group.priorities,
+            keys=group.keys,
+            payloads=group.payloads,
+        )
+    )
+    assert limits.GROUP_BYTES_MAX < body.raw_bytes <= limits.FRAME_RAW_BYTES_MAX
+
+
+@given(lanes=st.lists(st.integers(0, 3), min_size=1))
+def test_kinds_name_the_lanes_that_occur(lanes: list[int]) -> None:
+    names = ["a", "b", "c", "d"]
+    group = CommitGroup(1)
+    for lane in lanes:
+        add(group, (b"k", b"p"), lane=lane)
+    kinds, indexes = group.kind_columns(names)
+    assert [kinds[index] for index in indexes] == [names[lane] for lane in lanes]
+    assert len(set(kinds)) == len(kinds) == len(set(lanes))
+
+
+class Interrupted(Sequence[Any]):
+    """A column of one value, in the copying of which a signal arrives."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.value
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self.value
+        raise Signal
+
+
+INTERRUPTIONS: dict[str, Callable[[CommitGroup], int]] = {
+    "shards": lambda group: group.add(7, Interrupted(7), [b"x"], [b"x"], 7, 2, needs_sync=False),
+    "payloads": lambda group: group.add(7, [7], [b"x"], Interrupted(b"x"), 7, 2, needs_sync=False),
+}
+
+
+@pytest.mark.parametrize("interrupted", INTERRUPTIONS.values(), ids=INTERRUPTIONS.keys())
+def test_an_interrupted_add_leaves_no_trace_in_the_next(interrupted: Callable[[CommitGroup], int]) -> None:
+    group = CommitGroup(1)
+    add(group, (b"a", b"1"))
+    with pytest.raises(Signal):
+        interrupted(group)
+    assert (len(group), group.last_lsn) == (1, 1)
+    assert add(group, (b"b", b"2"), lane=1, priority=9) == 2
+    check_parallel(group)
+    assert (group.lanes, group.shards, group.keys) == ([0, 1], [0, 0], [b"a", b"b"])
+    assert (group.payloads, group.priorities) == ([b"1", b"2"], [5, 9])
+    assert group.bytes >= 4
+
+
+def test_an_interrupted_add_can_be_trimmed_without_another() -> None:
+    group = CommitGroup(1)
+    add(group, (b"a", b"1"))
+    with pytest.raises(Signal):
+        INTERRUPTIONS["payloads"](group)
+    group.trim_columns()
+    check_parallel(group)
+
+
+def test_trimming_a_whole_group_changes_nothing() -> None:
+    group = CommitGroup(1)
+    add(group, (b"a", b"1"), (b"b", b"2"))
+    group.trim_columns()
+    assert group.keys == [b"a", b"b"]
+    check_parallel(group)

@@ -1,0 +1,212 @@
+"""The ledger of a shard, against a model that keeps every LSN in a set."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from walbatch.core import settlement
+from walbatch.core.settlement import ShardLedger
+from walbatch.types import Mark, merge_ranges, ranges_of
+
+BEYOND = 8
+"""How far past the frontier the model asks."""
+
+
+def mark_of(lsns: set[int], *, epoch: int = 0) -> Mark:
+    """The mark that covers exactly `lsns`, as a backend would hold it."""
+    watermark = 0
+    while watermark + 1 in lsns:
+        watermark += 1
+    return Mark(epoch=epoch, watermark=watermark, ranges=merge_ranges(ranges_of(sorted(lsns)), watermark))
+
+
+def check_shape(mark: Mark) -> None:
+    """Ranges are disjoint, ascending, no neighbours, and above the watermark."""
+    end = mark.watermark - 1
+    for first, last in mark.ranges:
+        assert end + 1 < first <= last
+        end = last
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """LSNs are decided one after the other: of another shard, settled before this run, or pending."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before: set[int] = set()
+        self.mine: set[int] = set()
+        self.pending: set[int] = set()
+        self.settled: set[int] = set()
+        self.next_lsn = 1
+
+    @initialize(before=st.sets(st.integers(1, 40)), epoch=st.integers(0, 3))
+    def start(self, before: set[int], epoch: int) -> None:
+        self.before = before
+        self.ledger = ShardLedger(mark_of(before, epoch=epoch))
+
+    @rule(count=st.integers(1, 6), mine=st.integers(0, 63))
+    def durable(self, count: int, mine: int) -> None:
+        """Operations became durable, some of this shard: what the initial mark covers is not admitted."""
+        for bit in range(count):
+            lsn = self.next_lsn
+            self.next_lsn += 1
+            if not mine >> bit & 1:
+                continue
+            if self.ledger.initial.covers(lsn):
+                continue
+            self.mine.add(lsn)
+            self.pending.add(lsn)
+            self.ledger.admit(lsn)
+
+    @rule()
+    def caught_up(self) -> None:
+        self.ledger.advance(self.next_lsn - 1)
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.pending)
+    def settle(self, data: st.DataObject) -> None:
+        lsns = data.draw(st.sets(st.sampled_from(sorted(self.pending)), min_size=1))
+        self.ledger.settle(lsns)
+        self.pending -= lsns
+        self.settled |= lsns
+
+    @rule()
+    @precondition(lambda self: self.pending)
+    def settle_all_but_the_oldest(self) -> None:
+        lsns = set(sorted(self.pending)[1:])
+        self.ledger.settle(lsns)
+        self.pending -= lsns
+        self.settled |= lsns
+
+    def check_mark(self, mark: Mark, pending: set[int]) -> None:
+        check_shape(mark)
+        frontier = self.ledger.frontier
+        for lsn in range(1, max(self.next_lsn, 41) + BEYOND):
+            if lsn in pending:
+                assert not mark.covers(lsn), "a pending operation is called settled"
+            elif lsn in self.settled or lsn in self.before:
+                assert mark.covers(lsn), "a settled operation is forgotten"
+            elif lsn > frontier:
+                assert not mark.covers(lsn), "what is not even there yet is called settled"
+        first = min(pending, default=None)
+        assert first is None or mark.watermark < first
+
+    @rule(data=st.data())
+    def mark_with_a_batch_in_flight(self, data: st.DataObject) -> None:
+        settling: frozenset[int] = frozenset()
+        if self.pending:
+            settling = data.draw(st.frozensets(st.sampled_from(sorted(self.pending))))
+        mark = self.ledger.mark(epoch=9, settling=settling)
+        assert mark.epoch == 9
+        settled, self.settled = self.settled, self.settled | settling
+        self.check_mark(mark, self.pending - settling)
+        self.settled = settled
+
+    @invariant()
+    def marks_are_exact(self) -> None:
+        if hasattr(self, "ledger"):
+            self.check_mark(self.ledger.mark(epoch=1), self.pending)
+
+    @invariant()
+    def the_watermark_stops_below_the_oldest_pending_operation(self) -> None:
+        if not hasattr(self, "ledger"):
+            return
+        watermark = self.ledger.watermark()
+        assert len(self.ledger) == len(self.pending)
+        assert all(watermark < lsn for lsn in self.pending)
+        assert watermark <= self.ledger.mark(epoch=1).watermark
+        if not self.pending:
+            assert watermark >= self.ledger.frontier
+
+
+LedgerMachine.TestCase.settings = settings(stateful_step_count=20, max_examples=100)
+TestLedgerAgainstSets = LedgerMachine.TestCase
+
+
+@given(settling=st.sets(st.integers(1, 60)), settled=st.sets(st.integers(1, 60)))
+def test_a_mark_with_a_batch_in_flight_is_the_mark_after_it_is_settled(
+    settling: set[int], settled: set[int]
+) -> None:
+    def ledger() -> ShardLedger:
+        made = ShardLedger(Mark())
+        for lsn in range(1, 61):
+            made.admit(lsn)
+        made.settle(settled)
+        return made
+
+    settling -= settled
+    promised, later = ledger(), ledger()
+    later.settle(settling)
+    assert promised.mark(epoch=3, settling=frozenset(settling)) == later.mark(epoch=3)
+    assert promised.mark(epoch=3) == ledger().mark(epoch=3)
+
+
+def test_a_new_ledger_calls_nothing_settled() -> None:
+    ledger = ShardLedger(Mark())
+    assert ledger.mark(epoch=1) == Mark(epoch=1)
+    assert (ledger.watermark(), len(ledger)) == (0, 0)
+
+
+def test_lsns_of_other_shards_below_the_frontier_are_covered() -> None:
+    ledger = ShardLedger(Mark())
+    ledger.admit(5)
+    ledger.admit(9)
+    ledger.settle([9])
+    assert ledger.mark(epoch=0) == Mark(watermark=4, ranges=((6, 9),))
+    ledger.settle([5])
+    ledger.advance(20)
+    assert ledger.mark(epoch=0) == Mark(watermark=20)
+    assert repr(ledger) == "<ShardLedger 0 pending, watermark 20, frontier 20>"
+
+
+def test_a_frontier_never_goes_back() -> None:
+    ledger = ShardLedger(Mark())
+    ledger.admit(7)
+    ledger.advance(3)
+    assert ledger.frontier == 7
+
+
+def test_an_initial_mark_above_the_frontier_is_kept() -> None:
+    ledger = ShardLedger(Mark(epoch=4, watermark=10, ranges=((12, 15),)))
+    ledger.advance(5)
+    assert ledger.watermark() == 10
+    assert ledger.mark(epoch=5) == Mark(epoch=5, watermark=10, ranges=((12, 15),))
+
+
+def test_an_initial_hole_closes() -> None:
+    ledger = ShardLedger(Mark(watermark=10, ranges=((12, 15),)))
+    ledger.admit(11)
+    ledger.advance(30)
+    assert ledger.mark(epoch=0) == Mark(watermark=10, ranges=((12, 15),))
+    assert ledger.mark(epoch=0, settling=frozenset({11})) == Mark(watermark=30)
+    ledger.settle([11])
+    ledger.advance(30)
+    assert ledger.mark(epoch=0) == Mark(watermark=30)
+    assert ledger.initial.ranges == ()
+
+
+@pytest.mark.parametrize("lsn", [4, 5])
+def test_admitting_twice_or_backwards_is_a_bug_of_ours(lsn: int) -> None:
+    ledger = ShardLedger(Mark())
+    ledger.admit(5)
+    with pytest.raises(AssertionError):
+        ledger.admit(lsn)
+
+
+def test_settling_what_is_not_pending_is_a_bug_of_ours() -> None:
+    with pytest.raises(KeyError):
+        ShardLedger(Mark()).settle([1])
+
+
+def test_one_straggler_does_not_keep_what_was_settled_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settlement, "_COMPACT_SLACK", 10)
+    ledger = ShardLedger(Mark())
+    for lsn in range(1, 1001):
+        ledger.admit(lsn)
+        if lsn > 1:
+            ledger.settle([lsn])
+    assert len(ledger._order) <= 2 + 10
+    assert ledger.mark(epoch=0) == Mark(ranges=((2, 1000),))

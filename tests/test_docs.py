@@ -1,0 +1,384 @@
+"""The documents and the code say the same: recovery's tables, the format's offsets, the limits, links and names."""
+
+import ast
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from walbatch import limits
+from walbatch.core import frame, mark, recovery
+from walbatch.core.frame import (
+    Body,
+    Codec,
+    Column,
+    FrameType,
+    SegmentHeader,
+    decode_frame_header,
+    encode_frame_header,
+    encode_segment_header,
+)
+from walbatch.core.recovery import (
+    SEGMENT_ROWS,
+    IdentityState,
+    SegmentFacts,
+    StoreFacts,
+    make_plan,
+)
+from walbatch.core.scanner import SegmentScan
+from walbatch.storage import envelope, layout
+from walbatch.types import Checkpoint
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+DOCS: Final = ROOT / "docs"
+UNITS: Final = {"": 1, "KiB": limits.KIB, "MiB": limits.MIB, "GiB": limits.GIB}
+MARKDOWN: Final = sorted(DOCS.rglob("*.md"))
+
+Row = dict[str, str]
+
+
+def read(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def tables(name: str) -> list[list[Row]]:
+    """Every table of a document, each as rows by column name."""
+    found: list[list[Row]] = []
+    head: list[str] = []
+    for line in read(name).splitlines():
+        if not line.startswith("|"):
+            head = []
+            continue
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if not head:
+            head = cells
+            found.append([])
+        elif set(line) - set("|- "):
+            found[-1].append(dict(zip(head, cells, strict=True)))
+    return found
+
+
+def table(name: str, *columns: str, first: str) -> list[Row]:
+    """The one table with these columns whose first row starts with `first`."""
+    (rows,) = (rows for rows in tables(name) if [*rows[0]] == [*columns] and rows[0][columns[0]] == first)
+    return rows
+
+
+def plain(text: str) -> str:
+    return text.replace("`", "")
+
+
+# --- recovery.md --------------------------------------------------------------------------------------------------
+
+
+def test_the_rows_of_a_segment_are_those_of_the_code() -> None:
+    rows = table(
+        "recovery.md", "label", "situation", "evidence looked at", "decision", "why that is safe", first="W1"
+    )
+    documented = [(row["label"], row["situation"], row["decision"]) for row in rows]
+    assert documented == [(row.label, row.situation, str(row.decision)) for row in SEGMENT_ROWS]
+    assert all(row["evidence looked at"] and row["why that is safe"] for row in rows)
+
+
+HEADER: Final = SegmentHeader(
+    store=b"S" * 16,
+    salt=1,
+    epoch=1,
+    number=2,
+    first_lsn=5,
+    prev_number=1,
+    prev_salt=1,
+    prev_last_lsn=4,
+    operations_before=4,
+    checkpointed_lsn=4,
+    created_wall_ns=0,
+)
+SCAN: Final = SegmentScan(
+    end_offset=1024,
+    last_lsn=5,
+    proven_lsn=5,
+    frames=2,
+    operations=1,
+    sealed=False,
+    clean=True,
+    lost=0,
+    unproven=(),
+    damage=None,
+)
+SEGMENT: Final = SegmentFacts(
+    number=2, file_bytes=1024, state=frame.HeaderState.VALID, header=HEADER, scan=SCAN
+)
+CHECKPOINT: Final = Checkpoint(generation=1, epoch=1, watermark=4, durable_lsn=5, segment=2, settled_count=4)
+SOUND: Final = StoreFacts(
+    identity=IdentityState.VALID, store=HEADER.store, segments=(SEGMENT,), checkpoint=CHECKPOINT
+)
+STORE_SITUATIONS: Final = {
+    "S1": replace(SOUND, identity=IdentityState.MISSING, store=None),
+    "S2": replace(SOUND, identity=IdentityState.DAMAGED, store=None),
+    "S3": replace(SOUND, identity=IdentityState.NEWER, store=None),
+    "S4": replace(SOUND, segments=()),
+    "S5": replace(SOUND, segments=(), checkpoint=None),
+    "S6": replace(SOUND, state_findings=("a finding",)),
+    "S7": replace(SOUND, checkpoint=None),
+}
+
+
+@pytest.mark.parametrize("label", STORE_SITUATIONS)
+def test_the_rows_of_the_store_are_those_of_the_code(label: str) -> None:
+    rows = table("recovery.md", "label", "situation", "decision", "why that is safe", first="S1")
+    row = next(row for row in rows if row["label"] == label)
+    (case,) = (case for case in make_plan(STORE_SITUATIONS[label]).cases if case.label == label)
+    assert row["decision"] == case.severity.name.lower()
+    assert label == "S6" or row["situation"] == case.message
+    assert row["why that is safe"]
+
+
+def test_every_label_of_the_code_is_documented() -> None:
+    source = Path(recovery.__file__).read_text(encoding="utf-8")
+    labels = {
+        node.value
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and re.fullmatch(r"[SW]\d+", node.value)
+    }
+    documented = {row["label"] for rows in tables("recovery.md") for row in rows if "situation" in row}
+    assert documented == labels == {*STORE_SITUATIONS, *(row.label for row in SEGMENT_ROWS)}
+
+
+def test_there_is_advice_for_every_refusal_and_for_nothing_else() -> None:
+    advised = [
+        label
+        for row in table("recovery.md", "label", "what to do", first="S1, S2")
+        for label in row["label"].split(", ")
+    ]
+    refusing = {row.label for row in SEGMENT_ROWS if row.decision in {"corrupt", "newer"}}
+    for label, facts in STORE_SITUATIONS.items():
+        if make_plan(facts).refusal is not None:
+            refusing.add(label)
+    assert sorted(advised) == sorted(refusing)
+
+
+# --- format.md ----------------------------------------------------------------------------------------------------
+
+
+def fields(layout_: struct.Struct, *, start: int = 0) -> list[tuple[int, int]]:
+    """Offset and size of every field of a struct, padding as one field."""
+    assert layout_.format.startswith("<"), "little-endian, no alignment"
+    found: list[tuple[int, int]] = []
+    at = start
+    for number, code in re.findall(r"(\d*)([a-zA-Z])", layout_.format):
+        count = int(number or 1)
+        sizes = [count] if code in "sx" else [struct.calcsize("<" + code)] * count
+        for size in sizes:
+            found.append((at, size))
+            at += size
+    assert at == start + layout_.size
+    return found
+
+
+def offsets(rows: Sequence[Row]) -> list[tuple[int, int]]:
+    return [
+        (int(row["offset"]), int(row["size"]))
+        for row in rows
+        if row["offset"].isdigit() and row["size"].isdigit()
+    ]
+
+
+CRC: Final = 4
+SEGMENT_END: Final = frame._SEGMENT.size + frame._WALL.size
+STRUCTS: Final[dict[str, tuple[str, list[tuple[int, int]]]]] = {
+    "identity": (
+        "`57 42 53 54 4f 52 45 0a` (`WBSTORE\\n`)",
+        [*fields(layout._IDENTITY), (layout._IDENTITY.size, CRC)],
+    ),
+    "segment header": (
+        "`89 57 42 53 45 47 0d 0a` (`\\x89WBSEG\\r\\n`)",
+        [
+            *fields(frame._SEGMENT),
+            (frame._SEGMENT.size, frame._WALL.size),
+            (SEGMENT_END, limits.SECTOR_BYTES - CRC - SEGMENT_END),
+            (limits.SECTOR_BYTES - CRC, CRC),
+        ],
+    ),
+    "frame header": (
+        "`8e 57 42 46` (`\\x8eWBF`)",
+        [
+            *fields(frame._FRAME),
+            (frame._FRAME.size, limits.FRAME_HEADER_BYTES - CRC - frame._FRAME.size),
+            (limits.FRAME_HEADER_BYTES - CRC, CRC),
+        ],
+    ),
+    "body header": ("1 to 64", fields(frame._BODY)),
+    "directory entry": ("see below; each at most once, unknown ones are refused", fields(frame._COLUMN)),
+    "trailer": ("where the SEAL frame starts in the file", fields(frame._TRAILER)),
+    "footer": ("last LSN of the segment", fields(frame._FOOTER)),
+    "envelope": ("`57 42 73 74` (`WBst`)", fields(envelope._HEADER)),
+    "checkpoint": ("grows by one with each checkpoint", fields(envelope._CHECKPOINT)),
+    "mark": ("`57 42 6d 6b` (`WBmk`)", fields(mark._HEADER)),
+}
+
+
+def offset_tables() -> list[list[Row]]:
+    return [rows for rows in tables("format.md") if [*rows[0]] == ["offset", "size", "field", "meaning"]]
+
+
+def offset_table(meaning: str) -> list[Row]:
+    (rows,) = (rows for rows in offset_tables() if rows[0]["meaning"] == meaning)
+    return rows
+
+
+@pytest.mark.parametrize(("meaning", "expected"), STRUCTS.values(), ids=STRUCTS.keys())
+def test_a_table_of_offsets_is_that_of_the_code(meaning: str, expected: list[tuple[int, int]]) -> None:
+    assert offsets(offset_table(meaning)) == expected
+
+
+def test_every_table_of_offsets_is_compared_with_the_code() -> None:
+    assert len(offset_tables()) == len(STRUCTS)
+
+
+def test_magics_are_those_of_the_code() -> None:
+    documented = {
+        bytes.fromhex(row["meaning"].split("`")[1])
+        for rows in offset_tables()
+        for row in rows
+        if row["field"] == "magic"
+    }
+    assert documented == {
+        layout.IDENTITY_MAGIC,
+        frame.SEGMENT_MAGIC,
+        frame.FRAME_MAGIC,
+        frame.FOOTER_MAGIC,
+        envelope.MAGIC,
+        mark.MAGIC,
+    }
+
+
+def named_fields(kind: str) -> Iterator[tuple[str, int, int]]:
+    """Rows whose field is the name of an attribute: it stands in backticks."""
+    for row in offset_table(STRUCTS[kind][0]):
+        if row["field"].startswith("`"):
+            yield plain(row["field"]), int(row["offset"]), int(row["size"])
+
+
+def test_a_segment_header_has_each_field_where_the_table_says() -> None:
+    header = replace(
+        HEADER,
+        salt=11,
+        epoch=12,
+        number=13,
+        first_lsn=15,
+        prev_number=10,
+        prev_salt=16,
+        prev_last_lsn=14,
+        operations_before=17,
+        checkpointed_lsn=18,
+        created_wall_ns=19,
+    )
+    data = encode_segment_header(header)
+    names = {name: data[offset : offset + size] for name, offset, size in named_fields("segment header")}
+    assert names.pop("store") == header.store
+    values = {name: int.from_bytes(value, "little") for name, value in names.items()}
+    assert values == {name: getattr(header, name) for name in values}
+    assert {*values, "store"} == {*SegmentHeader.__dataclass_fields__}
+
+
+def test_a_frame_header_has_each_field_where_the_table_says() -> None:
+    body = Body(codec=Codec.ZSTD, count=3, stored_bytes=7, raw_bytes=9, padded=bytes(448), crc=77)
+    data = encode_frame_header(
+        body,
+        type=FrameType.OPERATIONS,
+        first_lsn=21,
+        span=3,
+        synced_lsn=20,
+        wall_ns=99,
+        seed=5,
+        flags=frame.FLAG_COPIED,
+    )
+    header = decode_frame_header(data, seed=5)
+    values = {
+        name: int.from_bytes(data[offset : offset + size], "little")
+        for name, offset, size in named_fields("frame header")
+    }
+    assert values == {name: getattr(header, name) for name in values}
+    assert {*values} == {*frame.FrameHeader.__dataclass_fields__}
+
+
+def test_types_flags_and_columns_are_those_of_the_code() -> None:
+    types = table("format.md", "type", "name", "body", "`count`", "`span`", "written", first="1")
+    assert {row["name"]: int(row["type"]) for row in types} == {
+        member.name: member.value for member in FrameType
+    }
+    flags = table("format.md", "flag", "name", "on", "meaning", first="1")
+    assert {row["name"]: int(row["flag"]) for row in flags} == {
+        name.removeprefix("FLAG_"): value for name, value in vars(frame).items() if name.startswith("FLAG_")
+    }
+    columns = table("format.md", "id", "column", "left out where", "limit of an element", first="1")
+    assert [int(row["id"]) for row in columns] == [member.value for member in Column]
+
+
+def amount(text: str) -> int:
+    """`64 MiB`, `65,536`, `2^20` or `2^63 - 1` as a number."""
+    power = re.fullmatch(r"2\^(\d+)( - 1)?", text)
+    if power:
+        return int(2 ** int(power[1])) - bool(power[2])
+    number, _, unit = text.partition(" ")
+    return int(number.replace(",", "")) * UNITS[unit]
+
+
+def test_limits_have_the_values_of_the_code() -> None:
+    rows = table("format.md", "limit", "value", "of what", first="`SECTOR_BYTES`")
+    documented = {plain(row["limit"]): amount(row["value"]) for row in rows}
+    assert documented == {name: getattr(limits, name) for name in documented}
+
+
+@pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: str(path.relative_to(DOCS)))
+def test_a_limit_that_a_document_names_exists_with_that_value(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    names = set(re.findall(r"`([A-Z][A-Z_]*(?:_MAX|_MIN|_BYTES|_JUMP))`", text))
+    assert {name for name in names if not hasattr(limits, name)} == set()
+    for name, value in re.findall(r"`([A-Z][A-Z_]*)`\s+\(([\d,^]+(?: [KMG]iB)?)\)", text):
+        assert amount(value) == getattr(limits, name), name
+
+
+def test_the_example_is_the_golden_segment() -> None:
+    (name,) = re.findall(
+        r"^`(fixtures/golden/\S+\.seg)`, the whole of it", read("format.md"), flags=re.MULTILINE
+    )
+    data = (ROOT / name).read_bytes()
+    shown: dict[int, bytes] = {}
+    for at, row, text in re.findall(
+        r"^    ([0-9a-f]{3})  ((?:[0-9a-f]{2} ?){16}) \|(.{16})\|$", read("format.md"), flags=re.MULTILINE
+    ):
+        shown[int(at, 16)] = bytes.fromhex(row)
+        assert text == "".join(chr(byte) if 32 <= byte < 127 else "." for byte in bytes.fromhex(row))
+    assert shown
+    for at in range(0, len(data), 16):
+        assert data[at : at + 16] == shown.pop(at, bytes(16)), hex(at)
+    assert not shown
+
+
+# --- all documents -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: str(path.relative_to(DOCS)))
+def test_links_between_documents_lead_somewhere(path: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not (path.parent / link).exists()] == []
+
+
+def test_decisions_are_numbered_without_gaps() -> None:
+    numbers = [int(path.name[:4]) for path in sorted((DOCS / "decisions").glob("*.md"))]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_the_glossary_is_sorted_and_names_each_word_once() -> None:
+    words: list[Any] = [
+        plain(row["word"]).casefold() for rows in tables("glossary.md") for row in rows if "word" in row
+    ]
+    assert words
+    assert words == sorted(set(words))

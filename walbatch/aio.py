@@ -1,0 +1,261 @@
+"""The engine for asyncio: the same surface, awaited.
+
+What is not here: an event loop, or any I/O of its own. The work is done by the engine's threads; a coroutine
+waits for a future.
+
+The idea needed to read it: what resolves a commit group or a batch resolves many futures at once, so they are
+collected for each loop and set in one wake-up of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import weakref
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+from walbatch.config import Lane, Settings
+from walbatch.engine import Engine, Environment, Payload
+from walbatch.errors import DurabilityUnknown, Overloaded, ResultTimeout
+from walbatch.metrics import CloseReport, EngineStats
+from walbatch.runtime.ticket import Promise, Ticket
+from walbatch.types import PRIORITY_NORMAL
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+ROOM_POLL_S = 0.005
+"""How often a submit that waits for room looks again."""
+
+
+class _LoopWaker:
+    """Sets futures of one loop from other threads, many per wake-up."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)
+        self._ready: deque[asyncio.Future[None]] = deque()
+        self._scheduled = False
+
+    def wake(self, future: asyncio.Future[None]) -> None:
+        """Set `future` soon. From any thread."""
+        self._ready.append(future)
+        # A wake-up that is scheduled and has not run yet will see the future; the flag is cleared before it looks.
+        if not self._scheduled:
+            self._scheduled = True
+            loop = self._loop()
+            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
+                if loop is not None:
+                    loop.call_soon_threadsafe(self._run)
+
+    def _run(self) -> None:
+        self._scheduled = False
+        while self._ready:
+            future = self._ready.popleft()
+            if not future.done():
+                future.set_result(None)
+
+
+class _Waiting:
+    """Awaits promises on whatever loop is running."""
+
+    def __init__(self) -> None:
+        self._wakers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopWaker] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    async def wait(self, promise: Promise, timeout: float | None) -> bool:
+        """Wait until the promise is resolved, `timeout` seconds at most. Returns whether it is."""
+        if promise.done:
+            return True
+        loop = asyncio.get_running_loop()
+        waker = self._wakers.get(loop)
+        if waker is None:
+            waker = self._wakers[loop] = _LoopWaker(loop)
+        future: asyncio.Future[None] = loop.create_future()
+        promise.listen(lambda: waker.wake(future))
+        try:
+            async with asyncio.timeout(timeout):
+                await future
+        except TimeoutError:
+            return promise.done
+        return True
+
+
+class AsyncTicket:
+    """A ticket to await. `lsn`, `lane`, `durability`, `durable` and `done` as on `Ticket`."""
+
+    __slots__ = ("_ticket", "_waiting")
+
+    def __init__(self, ticket: Ticket, waiting: _Waiting) -> None:
+        self._ticket = ticket
+        self._waiting = waiting
+
+    def __repr__(self) -> str:
+        return f"<Async{repr(self._ticket)[1:]}"
+
+    @property
+    def lsn(self) -> int | None:
+        """The operation's LSN; None on a lane with durability "none"."""
+        return self._ticket.lsn
+
+    @property
+    def lane(self) -> str:
+        """The lane's name."""
+        return self._ticket.lane
+
+    @property
+    def durability(self) -> str:
+        """The lane's durability."""
+        return self._ticket.durability
+
+    @property
+    def durable(self) -> bool:
+        """Whether the lane's promise is kept."""
+        return self._ticket.durable
+
+    @property
+    def done(self) -> bool:
+        """Whether the operation is settled."""
+        return self._ticket.done
+
+    async def wait_durable(self, timeout: float | None = None) -> None:
+        """Wait until the operation is durable.
+
+        Cancelling the wait changes nothing else. Raises as `Ticket.wait_durable`.
+        """
+        durable, _ = self._ticket.promises
+        if durable is None:
+            raise DurabilityUnknown(
+                f"lane {self.lane!r} has durability 'none': its operations are never logged"
+            )
+        if not await self._waiting.wait(durable, timeout):
+            raise ResultTimeout(
+                f"operation {self.lsn} is not durable after {timeout} s; it still may become so"
+            )
+        durable.take()
+
+    async def result(self, timeout: float | None = None) -> Any:
+        """Wait until the operation is applied; the backend's result. Raises as `Ticket.result`."""
+        _, settled = self._ticket.promises
+        if not await self._waiting.wait(settled, timeout):
+            raise ResultTimeout(
+                f"operation {self.lsn} of lane {self.lane!r} is not settled after {timeout} s; it goes on"
+            )
+        return settled.take()
+
+
+class AsyncEngine:
+    """An engine for asyncio. Make one with `await AsyncEngine.open(...)`; then `async with engine:`.
+
+    Usable from any number of loops and tasks. Tasks that submit at once share commit groups; cancelling a
+    task that waits loses nothing: the operation is in its group and goes on.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._waiting = _Waiting()
+
+    def __repr__(self) -> str:
+        return f"<Async{repr(self.engine)[1:]}"
+
+    @classmethod
+    async def open(
+        cls, path: str | os.PathLike[str], lanes: Mapping[str, Lane], *, settings: Settings | None = None,
+        environment: Environment | None = None, verify: bool = False,
+    ) -> Self:  # fmt: skip
+        """As `Engine.open`, in a thread."""
+        return cls(
+            await asyncio.to_thread(
+                Engine.open, path, lanes, settings=settings, environment=environment, verify=verify
+            )
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close; drain first unless an exception is on its way."""
+        await self.close(drain=kind is None)
+
+    async def submit(
+        self,
+        kind: str,
+        *,
+        key: Payload,
+        payload: Payload = b"",
+        priority: int = PRIORITY_NORMAL,
+        timeout: float | None = 30.0,
+    ) -> AsyncTicket:
+        """Submit one operation; returns when it is durable in its lane's sense.
+
+        `timeout` bounds the wait for room, in seconds.
+
+        If the task is cancelled while it waits, the operation may or may not have been accepted. Raises as
+        `Engine.submit`.
+        """
+        ticket = await self._accepted(kind, key, payload, priority, timeout)
+        awaited = AsyncTicket(ticket, self._waiting)
+        if ticket.promises[0] is not None:
+            await awaited.wait_durable()
+        return awaited
+
+    async def _accepted(
+        self, kind: str, key: Payload, payload: Payload, priority: int, timeout: float | None
+    ) -> Ticket:
+        """The ticket, once there was room for the operation."""
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout is None else loop.time() + timeout
+        while True:
+            try:
+                return self.engine.submit_nowait(kind, key=key, payload=payload, priority=priority)
+            except Overloaded:
+                if deadline is not None and loop.time() >= deadline:
+                    raise
+            await asyncio.sleep(ROOM_POLL_S)
+
+    def submit_nowait(
+        self, kind: str, *, key: Payload, payload: Payload = b"", priority: int = PRIORITY_NORMAL
+    ) -> AsyncTicket:
+        """As `Engine.submit_nowait`. Never blocks the loop."""
+        return AsyncTicket(
+            self.engine.submit_nowait(kind, key=key, payload=payload, priority=priority), self._waiting
+        )
+
+    async def submit_many(
+        self,
+        kind: str,
+        operations: Iterable[tuple[Payload, Payload]],
+        *,
+        priority: int = PRIORITY_NORMAL,
+        timeout: float | None = 30.0,
+    ) -> range:
+        """As `Engine.submit_many`, in a thread. Cancelling it does not undo the submit."""
+        pairs = list(operations)
+        return await asyncio.to_thread(
+            self.engine.submit_many, kind, pairs, priority=priority, timeout=timeout
+        )
+
+    async def flush(self, kind: str | None = None, *, timeout: float | None = None) -> None:
+        """As `Engine.flush`."""
+        await asyncio.to_thread(self.engine.flush, kind, timeout=timeout)
+
+    def pause(self, kind: str) -> None:
+        """As `Engine.pause`."""
+        self.engine.pause(kind)
+
+    def resume(self, kind: str) -> None:
+        """As `Engine.resume`."""
+        self.engine.resume(kind)
+
+    def stats(self) -> EngineStats:
+        """As `Engine.stats`."""
+        return self.engine.stats()
+
+    async def close(self, *, drain: bool = True, timeout: float | None = 30.0) -> CloseReport:
+        """As `Engine.close`, in a thread; not interrupted by cancelling the task."""
+        return await asyncio.shield(asyncio.to_thread(self.engine.close, drain=drain, timeout=timeout))

@@ -1,0 +1,120 @@
+"""Backends by URL: what a store remembers of them, and what the command line takes.
+
+What is not here: where URLs are remembered, and the backends themselves.
+
+| URL                          | backend                                                               |
+|------------------------------|-----------------------------------------------------------------------|
+| `lmdb:///var/data/blocks`    | `LmdbBackend("/var/data/blocks")`; `%` escapes as in any URL          |
+| `lmdb:blocks`                | the same, relative to the working directory                           |
+| `python:package.module:name` | a function of a batch, or a backend object: only where the user named |
+|                              | it, since importing a module runs it                                  |
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from collections.abc import Callable
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+from walbatch.backends.function import FunctionBackend, as_backend
+from walbatch.errors import BackendError, ConfigError
+from walbatch.ports import Backend
+
+_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)
+_SECRET: Final = re.compile(r"passw|pwd|secret|token|api_?key", re.IGNORECASE)
+
+
+def open_backend(url: str, *, allow_python: bool) -> Backend:
+    """A backend for `url`, not opened yet. `allow_python` only for a URL that the user named in this very call.
+
+    Raises ConfigError for a URL that cannot be right, BackendError for a Python name that cannot be imported.
+    """
+    match = _SCHEME.fullmatch(url)
+    scheme, rest = (match[1].lower(), match[2]) if match else ("", "")
+    openers: dict[str, Callable[[str, str], Backend]] = {"lmdb": _open_lmdb, "python": _open_python}
+    if scheme not in openers:
+        known = ", ".join(f"{name}:" for name in openers)
+        raise ConfigError(
+            f"{strip_password(url)!r} is not the URL of a backend: it must start with one of {known}"
+        )
+    if scheme == "python" and not allow_python:
+        raise ConfigError(
+            f"{url!r} is remembered in the store, and importing it would run code that the store names: "
+            "if you trust it, name it yourself on the command line"
+        )
+    return openers[scheme](url, rest)
+
+
+def url_of(backend: object) -> str | None:
+    """The URL from which `open_backend` makes a backend again, without its password; None where it has none."""
+    url = getattr(backend, "url", None)
+    return strip_password(url) if isinstance(url, str) else None
+
+
+def strip_password(url: str) -> str:
+    """`url` without its password, and without query fields that look like one. In doubt too much is taken.
+
+    >>> strip_password("postgresql://app:secret@db/queue?sslpassword=x&sslmode=require")
+    'postgresql://app@db/queue?sslmode=require'
+    """
+    match = _SCHEME.fullmatch(url)
+    if match is None or match[1].lower() in {"lmdb", "python"}:
+        return url
+    rest, question, query = match[2].partition("?")
+    if question:
+        fields = [field for field in query.split("&") if not _SECRET.search(field.partition("=")[0])]
+        question, query = ("?", "&".join(fields)) if fields else ("", "")
+    if rest.startswith("//"):
+        rest = f"//{_strip_userinfo(rest[2:])}"
+    return f"{match[1]}:{rest}{question}{query}"
+
+
+def _strip_userinfo(rest: str) -> str:
+    """`user:password@host/path` without the password, also where that holds an unescaped `/` or `@`."""
+    authority = rest.partition("/")[0]
+    # A slash inside the password cuts the authority short: then what follows its colon is no port.
+    cut_short = "@" not in authority and ":" in authority and not authority.rpartition(":")[2].isdigit()
+    head, at, host = (rest if cut_short else authority).rpartition("@")
+    if not at:
+        return rest
+    tail = "" if cut_short else rest[len(authority) :]
+    return f"{head.partition(':')[0]}@{host}{tail}"
+
+
+def _open_lmdb(url: str, rest: str) -> Backend:
+    from walbatch.backends.lmdb import LmdbBackend  # noqa: PLC0415 - only who uses LMDB needs it
+
+    if rest.startswith("//"):
+        host, slash, path = rest[2:].partition("/")
+        if host:
+            raise ConfigError(
+                f"{url!r} names a host, {host!r}: write lmdb:{host}{slash}{path}, or lmdb:/// and a path"
+            )
+        rest = f"/{path}"
+    if any(mark in rest for mark in "?#"):
+        raise ConfigError(
+            f"{url!r} has a ? or #, but no options are known: write %3F or %23 if the path has it"
+        )
+    path = os.fsdecode(unquote_to_bytes(rest))
+    if not path.strip("/") or "\0" in path:
+        raise ConfigError(f"{url!r} names no directory: write lmdb:///path/of/it")
+    return LmdbBackend(path)
+
+
+def _open_python(url: str, rest: str) -> Backend:
+    module_name, _, name = rest.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), *name.split("."))):
+        raise ConfigError(f"{url!r} must be python:module:name, for example python:myapp.delivery:apply")
+    try:
+        target: object = importlib.import_module(module_name)
+        for part in name.split("."):
+            target = getattr(target, part)
+    except Exception as error:
+        raise BackendError(f"{url!r} cannot be imported: {type(error).__name__}: {error}") from error
+    backend = as_backend(target)
+    if isinstance(backend, FunctionBackend) and backend.url is None:
+        backend.url = url
+    return backend

@@ -1,0 +1,108 @@
+"""Which operations of a shard are not settled yet, and what may therefore be forgotten.
+
+The idea needed to read it: a shard keeps what is *pending*, which is bounded by its memory, and never what is
+settled, which is not. Its mark covers every LSN up to its frontier except the pending ones; LSNs of other
+shards may be covered too, since nobody asks this shard's mark about them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterable
+from itertools import pairwise
+
+from walbatch.types import Mark, Range, merge_ranges
+
+_COMPACT_SLACK = 1024
+
+
+class ShardLedger:
+    """Pending LSNs of one shard. Memory O(pending). Not thread-safe: its owner locks.
+
+    `admit` in ascending LSN order; `settle` in any. `frontier` is the LSN up to which every operation of the
+    shard has been admitted (or was settled before).
+    """
+
+    def __init__(self, initial: Mark) -> None:
+        self.initial = initial
+        self.frontier = 0
+        self._pending: set[int] = set()
+        self._order: deque[int] = deque()
+        self._highest_settled = 0
+
+    def __repr__(self) -> str:
+        return f"<ShardLedger {len(self._pending)} pending, watermark {self.watermark()}, frontier {self.frontier}>"
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def admit(self, lsn: int) -> None:
+        """An operation became pending."""
+        assert lsn > self.frontier, "operations are admitted in LSN order, once"
+        self._pending.add(lsn)
+        self._order.append(lsn)
+        self.frontier = lsn
+
+    def advance(self, lsn: int) -> None:
+        """Everything of this shard up to `lsn` has been admitted."""
+        self.frontier = max(self.frontier, lsn)
+        if self.initial.ranges and self.frontier >= self.initial.ranges[-1][1] and not self._holes_below():
+            self.initial = Mark(watermark=self.initial.watermark)
+
+    def _holes_below(self) -> bool:
+        """Whether something pending lies below what was settled before this run."""
+        first = self._first(())
+        return first is not None and first < self.initial.ranges[-1][1]
+
+    def settle(self, lsns: Iterable[int]) -> None:
+        """Pending operations became settled."""
+        for lsn in lsns:
+            self._pending.remove(lsn)
+            self._highest_settled = max(self._highest_settled, lsn)
+        order = self._order
+        while order and order[0] not in self._pending:
+            order.popleft()
+        if len(order) > 2 * len(self._pending) + _COMPACT_SLACK:
+            self._order = deque(lsn for lsn in order if lsn in self._pending)
+
+    def _first(self, without: Collection[int]) -> int | None:
+        """The oldest pending LSN that is not in `without`."""
+        return next((lsn for lsn in self._order if lsn in self._pending and lsn not in without), None)
+
+    def watermark(self) -> int:
+        """Every operation of this shard up to this LSN is settled, and has been seen to be.
+
+        What `initial` covers beyond the frontier does not count yet: the log may be trimmed up to a watermark, and the reader
+        still has to pass there.
+        """
+        first = self._first(())
+        return self.frontier if first is None else first - 1
+
+    def mark(self, *, epoch: int, settling: frozenset[int] = frozenset()) -> Mark:
+        """What is settled, or will be once `settling` is too.
+
+        O(settling), plus the pending LSNs below the highest settled.
+        """
+        first = self._first(settling)
+        if first is None:
+            watermark, ranges = self.frontier, []
+        else:
+            watermark = first - 1
+            highest = max(self._highest_settled, max(settling, default=0))
+            ranges = self._ranges_above(first, highest, settling) if highest > first else []
+        if self.initial.watermark <= watermark and not self.initial.ranges:
+            return Mark(epoch=epoch, watermark=watermark, ranges=tuple(ranges))
+        watermark = max(watermark, self.initial.watermark)
+        return Mark(
+            epoch=epoch, watermark=watermark, ranges=merge_ranges([*ranges, *self.initial.ranges], watermark)
+        )
+
+    def _ranges_above(self, first: int, highest: int, settling: frozenset[int]) -> list[Range]:
+        """The gaps between pending LSNs from `first` up to `highest`."""
+        pending = [
+            lsn
+            for lsn in self._order
+            if first <= lsn <= highest and lsn in self._pending and lsn not in settling
+        ]
+        pending.append(highest + 1)
+        return [(low + 1, high - 1) for low, high in pairwise(pending) if low + 1 < high]

@@ -1,0 +1,700 @@
+"""The engine: wires the log, the committer, the dispatcher and the checkpointer of one store, and is its public face.
+
+What is not here: any of their work. Methods check their arguments, then pass on.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import socket
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+from walbatch import limits
+from walbatch.backends.function import as_backend
+from walbatch.backends.urls import url_of
+from walbatch.config import NS_PER_MS, NS_PER_S, Lane, Settings
+from walbatch.core.batcher import CutLimits
+from walbatch.core.frame import FrameError, FrameHeader, FrameType, SegmentHeader, decode_body
+from walbatch.core.recovery import Case
+from walbatch.core.routing import shard_of, shards_of
+from walbatch.errors import (
+    ConfigError,
+    CorruptionError,
+    EngineClosed,
+    OperationTooLarge,
+    StorageError,
+    WalbatchError,
+)
+from walbatch.metrics import CloseReport, EngineStats
+from walbatch.ports import Backend, Clock, Entropy, FileSystem, StateStore, Threads
+from walbatch.runtime.checkpointer import CheckpointBase, Checkpointer
+from walbatch.runtime.clock import RealClock, RealEntropy, RealThreads
+from walbatch.runtime.committer import CommitSettings, Committer
+from walbatch.runtime.dispatcher import Dispatcher, DispatchSettings, LaneSetup
+from walbatch.runtime.ticket import Promise, Ticket, timeout_to_ns
+from walbatch.storage.checkpoint import LmdbState
+from walbatch.storage.filesystem import RealFileSystem
+from walbatch.storage.layout import Layout
+from walbatch.storage.log import Log, LogSettings
+from walbatch.storage.store import OpenStore, open_store, storage_errors
+from walbatch.storage.survey import Progress, survey
+from walbatch.types import PRIORITY_MAX, PRIORITY_NORMAL, Durability, LaneMemory, Mark, Order, Position
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+Payload = bytes | bytearray | memoryview
+_logger = logging.getLogger("walbatch")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """The ports an engine runs on. The default is the real machine; a simulation gives its own."""
+
+    fs: FileSystem = field(default_factory=RealFileSystem)
+    clock: Clock = field(default_factory=RealClock)
+    threads: Threads = field(default_factory=RealThreads)
+    entropy: Entropy = field(default_factory=RealEntropy)
+    open_state: Callable[[str, bytes, str], StateStore] = LmdbState.open_for_engine
+
+
+class Engine:
+    """A store that is open. Make one with `Engine.open`; all methods are safe from any thread.
+
+    An engine belongs to the process that opened it: in a forked child every call raises EngineClosed.
+    """
+
+    def __init__(
+        self, *, store: OpenStore, log: Log, environment: Environment, lanes: Mapping[str, Lane], setups: Sequence[LaneSetup],
+        settings: Settings,
+    ) -> None:  # fmt: skip
+        """Not for users: see `Engine.open`."""
+        plan = store.plan
+        self.path = store.layout.root
+        self._store = store
+        self._log = log
+        self._environment = environment
+        self._lanes = dict(lanes)
+        self._settings = settings
+        self._backends = [setup.backend for setup in setups if setup.backend is not None]
+        self._index = {setup.name: index for index, setup in enumerate(setups)}
+        self._ranges = {
+            name: _PayloadLimits.of(setup) for name, setup in zip(self._index, setups, strict=True)
+        }
+        self._state = "open"
+        self._failure: WalbatchError | None = None
+        self._report: CloseReport | None = None
+        self._closing = environment.threads.condition()
+        self._pending_at_open = plan.pending
+        self.recovery: tuple[Case, ...] = plan.cases
+        """What recovery found when the store was opened."""
+        clock, threads = environment.clock, environment.threads
+        checkpoint = store.facts.checkpoint
+        watermark = checkpoint.watermark if checkpoint else 0
+        self._dispatcher = Dispatcher(
+            log=log, clock=clock, threads=threads, entropy=environment.entropy,
+            settings=DispatchSettings(
+                timer_ns=int(settings.timer_ms * NS_PER_MS), in_flight_max=settings.in_flight_max,
+                memory_bytes_max=settings.memory_bytes_max,
+            ),
+            store=store.uuid, epoch=plan.epoch, lanes=setups, start=Position(plan.first_segment, limits.SECTOR_BYTES),
+            end_lsn=plan.next_lsn - 1, watermark=watermark, on_failure=self._fail,
+        )  # fmt: skip
+        intervals = [lane.interval_ms for lane in lanes.values() if lane.durability is Durability.INTERVAL]
+        self._committer = Committer(
+            log=log, clock=clock, threads=threads,
+            settings=CommitSettings(
+                queue_bytes_max=settings.queue_bytes_max, disk_bytes_max=settings.disk_bytes_max,
+                idle_stamp_ns=int(settings.idle_stamp_ms * NS_PER_MS),
+                disk_full_wait_ns=int(settings.disk_full_wait_s * NS_PER_S),
+                interval_ns=int(min(intervals, default=100.0) * NS_PER_MS),
+            ),
+            names=list(self._index), next_lsn=plan.next_lsn, on_durable=self._dispatcher.on_durable, on_failure=self._fail,
+        )  # fmt: skip
+        self._checkpointer = Checkpointer(
+            log=log, state=store.state, clock=clock, threads=threads, interval_ns=int(settings.checkpoint_ms * NS_PER_MS),
+            base=CheckpointBase(
+                generation=checkpoint.generation if checkpoint else 0, epoch=plan.epoch,
+                settled_count=checkpoint.settled_count if checkpoint else _trimmed_count(store),
+            ),
+            settled=self._dispatcher.settled, durable_lsn=lambda: self._committer.durable_lsn, on_failure=self._fail,
+        )  # fmt: skip
+        self._checkpointer.checkpointed_lsn = watermark
+
+    def __repr__(self) -> str:
+        return (
+            f"<Engine {self.path} {self._state}: submitted lsn {self._committer.submitted_lsn}, durable "
+            f"{self._committer.durable_lsn}, settled {self._dispatcher.settled_lsn()}>"
+        )
+
+    # --- opening ---
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        lanes: Mapping[str, Lane],
+        *,
+        settings: Settings | None = None,
+        environment: Environment | None = None,
+        verify: bool = False,
+        progress: Progress | None = None,
+    ) -> Self:
+        """Open a store (made if it does not exist), recover it, and start delivering what is pending.
+
+        `lanes` maps a kind to its Lane. Lanes that the store remembers but that are not given are held: their
+        operations stay in the log. With `verify`, every segment that is not settled is read and checked first
+        (`progress(done, total)` in bytes); otherwise only the tail is, and the rest when it is read back.
+
+        When it returns, the store is recovered and durable. Raises ConfigError, StoreLocked, CorruptionError
+        (nothing was changed), UnsupportedFormat, StorageError.
+        """
+        settings = settings or Settings()
+        environment = environment or Environment()
+        _check_lanes(lanes)
+        fs, threads = environment.fs, environment.threads
+        root = os.path.realpath(os.fspath(path))
+        store = open_store(
+            fs, root, clock=environment.clock, entropy=environment.entropy, note={"pid": os.getpid(), "host": socket.gethostname()},
+            open_state=lambda state, uuid: environment.open_state(state, uuid, Layout(root).quarantine),
+            full=verify, progress=progress,
+        )  # fmt: skip
+        opened: list[Backend] = []
+        try:
+            remembered, _ = store.state.load_lanes()
+            _check_remembered(lanes, remembered)
+            kinds = (
+                _kinds_in_log(fs, store)
+                if store.facts.checkpoint is None and store.facts.segments
+                else frozenset()
+            )
+            setups = _set_up(store, lanes, remembered, kinds, opened)
+            # Lanes are remembered before the first of their operations can be logged.
+            store.state.save_lanes(
+                {
+                    setup.name: LaneMemory(name=setup.name, shards=setup.shards, url=url_of(lanes[setup.name].backend))
+                    for setup in setups if setup.name in lanes and setup.durability is not Durability.NONE
+                }
+            )  # fmt: skip
+            with storage_errors(root):
+                log = Log.open(
+                    fs, store.layout, environment.clock, environment.entropy, threads,
+                    LogSettings(
+                        segment_bytes=settings.segment_bytes, compress_bytes_min=settings.compress_bytes_min,
+                        compress_level=settings.compress_level,
+                    ),
+                    facts=store.facts, plan=store.plan,
+                )  # fmt: skip
+                try:
+                    engine = cls(
+                        store=store,
+                        log=log,
+                        environment=environment,
+                        lanes=lanes,
+                        setups=setups,
+                        settings=settings,
+                    )
+                    engine._start()
+                except BaseException:
+                    log.close(next_lsn=None)
+                    raise
+        except BaseException:
+            _close_backends(opened)
+            store.state.close()
+            store.lock.release()
+            raise
+        for case in store.plan.cases:
+            if case.is_noteworthy:
+                _logger.warning(
+                    "%s: %s: %s (segment %s, offset %d)",
+                    root,
+                    case.label,
+                    case.message,
+                    case.segment,
+                    case.offset,
+                )
+        return engine
+
+    def _start(self) -> None:
+        """Save a first checkpoint, so that a later loss of state/ can be told from a store that never had one; start."""
+        self._checkpointer.checkpoint()
+        self._committer.start()
+        self._dispatcher.start()
+        self._checkpointer.start()
+        _open_engines.add(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close; drain first unless an exception is on its way."""
+        self.close(drain=kind is None)
+
+    # --- submitting ---
+
+    def submit(
+        self,
+        kind: str,
+        *,
+        key: Payload,
+        payload: Payload = b"",
+        priority: int = PRIORITY_NORMAL,
+        timeout: float | None = -1.0,
+    ) -> Ticket:
+        """Submit one operation; returns when it is durable in its lane's sense ("sync": synced to disk).
+
+        `timeout` (seconds; default: `Settings.submit_timeout_s`; None: for ever) bounds the wait for room,
+        not the commit itself. Key and payload are copied. Raises ConfigError, OperationTooLarge, Overloaded
+        and EngineClosed (nothing was accepted); DurabilityUnknown and StorageError when the log failed.
+        """
+        return self._submit(kind, key, payload, priority, timeout, wait=True)
+
+    def submit_nowait(
+        self, kind: str, *, key: Payload, payload: Payload = b"", priority: int = PRIORITY_NORMAL
+    ) -> Ticket:
+        """Submit one operation without waiting; `ticket.wait_durable()` tells when it is durable.
+
+        Raises as `submit`; Overloaded at once where that would wait.
+        """
+        return self._submit(kind, key, payload, priority, 0.0, wait=False)
+
+    def submit_many(
+        self,
+        kind: str,
+        operations: Iterable[tuple[Payload, Payload]],
+        *,
+        priority: int = PRIORITY_NORMAL,
+        timeout: float | None = -1.0,
+    ) -> range:
+        """Submit (key, payload) pairs as one commit group, all or nothing; returns their LSNs when they are durable.
+
+        At most 65,536 operations and 64 MiB. An empty iterable gives an empty range. On a lane with
+        durability "none" the range is empty. Raises as `submit`.
+        """
+        limit, index, lane, shards_count = self._lane(kind)
+        _check_priority(priority)
+        keys: list[bytes] = []
+        payloads: list[bytes] = []
+        for pair in operations:
+            if not isinstance(pair, tuple) or len(pair) != 2:  # noqa: PLR2004 - a pair
+                raise ConfigError(f"submit_many takes (key, payload) tuples, not {type(pair).__name__}")
+            keys.append(limit.key(kind, pair[0]))
+            payloads.append(limit.payload(kind, pair[1]))
+        if not keys:
+            return range(0)
+        shards = shards_of(keys, shards_count)
+        timeout_ns = self._timeout(timeout)
+        if lane.durability is Durability.NONE:
+            self._dispatcher.submit_unlogged(
+                index, shards, keys, payloads, priority, timeout_ns=timeout_ns, register=None
+            )
+            return range(0)
+        size = sum(map(len, keys)) + sum(map(len, payloads))
+        lsn, _ = self._committer.submit(
+            index, shards, keys, payloads, priority, size, needs_sync=lane.durability is Durability.SYNC, timeout_ns=timeout_ns,
+            wait=True,
+        )  # fmt: skip
+        return range(lsn, lsn + len(keys))
+
+    def _submit(
+        self, kind: str, key: Payload, payload: Payload, priority: int, timeout: float | None, *, wait: bool
+    ) -> Ticket:
+        limit, index, lane, shards = self._lane(kind)
+        _check_priority(priority)
+        key = limit.key(kind, key)
+        payload = limit.payload(kind, payload)
+        shard = shard_of(key, shards) if shards > 1 else 0
+        settled = Promise(self._environment.threads)
+        dispatcher = self._dispatcher
+        if lane.durability is Durability.NONE:
+            dispatcher.submit_unlogged(
+                index, [shard], [key], [payload], priority, timeout_ns=self._timeout(timeout),
+                register=lambda sequence: dispatcher.register(index, sequence, settled),
+            )  # fmt: skip
+            return Ticket(lane=kind, lsn=None, durability=lane.durability, durable=None, settled=settled)
+        lsn, durable = self._committer.submit(
+            index, (shard,), (key,), (payload,), priority, len(key) + len(payload),
+            needs_sync=lane.durability is Durability.SYNC, timeout_ns=self._timeout(timeout), wait=wait,
+            register=lambda lsn, _: dispatcher.register(index, lsn, settled),
+        )  # fmt: skip
+        return Ticket(
+            lane=kind, lsn=lsn, durability=Durability(lane.durability), durable=durable, settled=settled
+        )
+
+    def _lane(self, kind: str) -> tuple[_PayloadLimits, int, Lane, int]:
+        if not self._store.lock.held:
+            raise EngineClosed(
+                f"the engine of {self.path} is closed, or was opened by the process that this one was forked from: open it again"
+            )
+        lane = self._lanes.get(kind) if isinstance(kind, str) else None
+        if lane is None:
+            raise ConfigError(
+                f"unknown kind {kind!r}: the lanes are {', '.join(sorted(map(repr, self._lanes))) or 'none'}"
+            )
+        return self._ranges[kind], self._index[kind], lane, lane.shards
+
+    def _timeout(self, timeout: float | None) -> int | None:
+        return timeout_to_ns(
+            self._settings.submit_timeout_s if timeout is not None and timeout < 0 else timeout
+        )
+
+    # --- control ---
+
+    def flush(self, kind: str | None = None, *, timeout: float | None = None) -> None:
+        """Wait until everything submitted so far is settled, cutting batches at once.
+
+        `kind` names one lane; without it, all lanes that have a backend are flushed.
+
+        Raises ResultTimeout (the flush goes on), ConfigError for a lane that has no backend, or the reason
+        why the engine stopped.
+        """
+        if kind is not None:
+            self._lane(kind)
+        names = (
+            [kind]
+            if kind is not None
+            else [name for name, lane in self._lanes.items() if lane.backend is not None]
+        )
+        self._dispatcher.flush(names, self._committer.submitted_lsn, timeout_to_ns(timeout))
+
+    def pause(self, kind: str) -> None:
+        """Flush nothing more of a lane; submitting goes on. Batches in flight are not recalled."""
+        self._lane(kind)
+        self._dispatcher.pause(kind, paused=True)
+
+    def resume(self, kind: str) -> None:
+        """Flush a paused lane again."""
+        self._lane(kind)
+        self._dispatcher.pause(kind, paused=False)
+
+    def stats(self) -> EngineStats:
+        """A frozen snapshot.
+
+        `pending` is exact once everything that was pending at the opening has been read back.
+        """
+        committer = self._committer
+        lanes = self._dispatcher.lane_stats()
+        pending = self._pending_at_open + committer.committed - self._dispatcher.settled_count()
+        return EngineStats(
+            state=self._state, submitted_lsn=committer.submitted_lsn, durable_lsn=committer.durable_lsn,
+            settled_lsn=self._dispatcher.settled_lsn(), checkpointed_lsn=self._checkpointer.checkpointed_lsn,
+            pending=max(0, pending), commits=committer.commits, syncs=committer.syncs, committed=committer.committed,
+            disk_bytes=self._log.disk_bytes, lanes=lanes,
+        )  # fmt: skip
+
+    # --- closing ---
+
+    def close(self, *, drain: bool = True, timeout: float | None = 30.0) -> CloseReport:
+        """Accept nothing more, make durable what was accepted, drain, checkpoint, release the store.
+
+        `timeout` (seconds; None: for ever) bounds the drain; what is left stays in the log. Idempotent and
+        callable from any thread, a backend's included (that call does not drain). Returns what it achieved;
+        raises only what a wrong argument deserves.
+        """
+        if not self._store.lock.held and self._report is None and self._state == "open":
+            # A forked child: nothing here is ours, neither the files nor the threads.
+            return CloseReport(settled=0, remaining=0, elapsed_s=0.0, reason="forked child: nothing to close")
+        timeout_ns = timeout_to_ns(timeout)
+        with self._closing:
+            while self._state == "closing":
+                self._closing.wait()
+            if self._report is not None:
+                return self._report
+            self._state = "closing"
+        report = CloseReport(settled=0, remaining=0, elapsed_s=0.0, reason="interrupted")
+        try:
+            report = self._close(drain=drain, timeout_ns=timeout_ns)
+        finally:
+            with self._closing:
+                self._report = report
+                self._state = "failed" if self._failure is not None else "closed"
+                self._closing.notify_all()
+            _open_engines.discard(self)
+        return report
+
+    def _close(self, *, drain: bool, timeout_ns: int | None) -> CloseReport:
+        """Close in order.
+
+        Crash story: everything accepted is durable before the drain begins, so being cut off at any later point costs
+        re-delivery of what the last checkpoint does not know, nothing else.
+        """
+        clock = self._environment.clock
+        started = clock.monotonic_ns()
+        deadline = None if timeout_ns is None else started + timeout_ns
+
+        def left() -> int | None:
+            return None if deadline is None else max(0, deadline - clock.monotonic_ns())
+
+        before = self._dispatcher.settled_count()
+        reason = "not drained"
+        log_closed = False
+        try:
+            self._committer.refuse(f"the engine of {self.path} is closed: nothing was accepted")
+            self._committer.stop(_COMMIT_GRACE_NS)
+            if drain and self._failure is None:
+                reason = "drained" if self._dispatcher.drain(left()) else "timeout"
+            stopped = self._dispatcher.stop(
+                max(left() or 0, _STOP_GRACE_NS) if deadline is not None else None
+            )
+            self._checkpointer.stop(_STOP_GRACE_NS)
+            if self._failure is None:
+                try:
+                    self._checkpointer.checkpoint()
+                    self._log.close(next_lsn=self._committer.durable_lsn + 1)
+                    log_closed = True
+                except (OSError, StorageError) as error:
+                    self._failure = StorageError(
+                        f"closing {self.path} failed: {error}. Nothing acknowledged is lost"
+                    )
+            if not stopped:
+                reason = "timeout"
+            if self._failure is not None:
+                reason = f"failed: {self._failure}"
+        finally:
+            self._dispatcher.abandon()
+            with contextlib.suppress(OSError, StorageError):
+                if not log_closed:
+                    self._log.close(next_lsn=None)
+            _close_backends(self._backends)
+            self._store.state.close()
+            self._store.lock.release()
+        settled = self._dispatcher.settled_count()
+        remaining = max(0, self._pending_at_open + self._committer.committed - settled)
+        if (
+            reason == "drained"
+            and remaining
+            and any(setup.held for setup in self._dispatcher.lane_stats().values())
+        ):
+            reason = "drained, except for lanes without a backend"
+        return CloseReport(
+            settled=settled - before,
+            remaining=remaining,
+            elapsed_s=(clock.monotonic_ns() - started) / NS_PER_S,
+            reason=reason,
+        )
+
+    def _fail(self, error: WalbatchError) -> None:
+        """Something below failed for good: stop acknowledging, stop delivering, tell everybody.
+
+        Called from any thread.
+        """
+        if self._failure is None:
+            self._failure = error
+            if self._state == "open":
+                self._state = "failed"
+        self._committer.halt(error)
+        self._dispatcher.fail(error)
+
+
+_COMMIT_GRACE_NS = 30 * NS_PER_S
+"""How long close waits for the log to take what was accepted; a disk that takes longer is told as a failure."""
+_STOP_GRACE_NS = 5 * NS_PER_S
+"""How long close waits for batches in flight beyond its timeout: a backend must not be left in the middle lightly."""
+
+_open_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _close_at_exit() -> None:
+    """The interpreter ends: engines that were not closed leave their work in the log, in order."""
+    for engine in list(_open_engines):
+        with contextlib.suppress(Exception):
+            engine.close(drain=False, timeout=1.0)
+
+
+atexit.register(_close_at_exit)
+
+
+# --- checking and setting up lanes ---
+
+
+@dataclass(frozen=True, slots=True)
+class _PayloadLimits:
+    """What a lane's operations may look like: the engine's limits, narrowed by its backend's."""
+
+    key_bytes_min: int
+    key_bytes_max: int
+    payload_bytes_max: int
+
+    @classmethod
+    def of(cls, setup: LaneSetup) -> _PayloadLimits:
+        backend = setup.backend
+        return cls(
+            getattr(backend, "key_bytes_min", 0),
+            min(limits.KEY_BYTES_MAX, getattr(backend, "key_bytes_max", limits.KEY_BYTES_MAX)),
+            min(limits.PAYLOAD_BYTES_MAX, getattr(backend, "payload_bytes_max", limits.PAYLOAD_BYTES_MAX)),
+        )
+
+    def key(self, kind: str, key: object) -> bytes:
+        """The key as bytes of its own, checked."""
+        if type(key) is not bytes:
+            key = _to_bytes(kind, "key", key)
+        if not self.key_bytes_min <= len(key) <= self.key_bytes_max:
+            raise OperationTooLarge(
+                f"lane {kind!r}: the key has {len(key):,} bytes, but must have {self.key_bytes_min:,} to {self.key_bytes_max:,}"
+            )
+        return key
+
+    def payload(self, kind: str, payload: object) -> bytes:
+        """The payload as bytes of its own, checked."""
+        if type(payload) is not bytes:
+            payload = _to_bytes(kind, "payload", payload)
+        if len(payload) > self.payload_bytes_max:
+            raise OperationTooLarge(
+                f"lane {kind!r}: the payload has {len(payload):,} bytes, but at most {self.payload_bytes_max:,} are allowed; "
+                "store it elsewhere and submit its name"
+            )
+        return payload
+
+
+def _to_bytes(kind: str, name: str, value: object) -> bytes:
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    hint = ": encode it first, for example with .encode()" if isinstance(value, str) else ""
+    raise ConfigError(f"lane {kind!r}: {name} must be bytes, not {type(value).__name__}{hint}")
+
+
+def _check_priority(priority: int) -> None:
+    if type(priority) is not int or not 0 <= priority <= PRIORITY_MAX:
+        raise ConfigError(f"priority must be an int from 0 to {PRIORITY_MAX}, not {priority!r}")
+
+
+def _check_lanes(lanes: Mapping[str, Lane]) -> None:
+    if not isinstance(lanes, Mapping):
+        raise ConfigError(f"lanes must be a mapping of kind to Lane, not {type(lanes).__name__}")
+    problems = []
+    if not 0 < len(lanes) <= limits.KINDS_MAX:
+        problems.append(f"{len(lanes)} lanes given, but a store has 1 to {limits.KINDS_MAX}")
+    for name, lane in lanes.items():
+        if (
+            not isinstance(name, str)
+            or not 0 < len(name.encode("utf-8", "replace")) <= limits.KIND_BYTES_MAX
+            or not name.isprintable()
+        ):
+            problems.append(
+                f"lane name {name!r} must be printable text of 1 to {limits.KIND_BYTES_MAX} bytes"
+            )
+        if not isinstance(lane, Lane):
+            problems.append(
+                f"lane {name!r} must be a Lane, not {type(lane).__name__}; write Lane({type(lane).__name__}(...))"
+            )
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _check_remembered(lanes: Mapping[str, Lane], remembered: Mapping[str, LaneMemory]) -> None:
+    """Shards are stable for ever: a key must stay in the shard where its earlier operations went."""
+    problems = [
+        f"lane {name!r} was made with {memory.shards} shards and is opened with {lane.shards}: the number cannot change; open it "
+        f"with {memory.shards}, or use a new lane name"
+        for name, lane in lanes.items()
+        if (memory := remembered.get(name)) is not None and memory.shards != lane.shards
+    ]
+    count = len({*lanes, *remembered})
+    if count > limits.KINDS_MAX:
+        problems.append(f"the store would have {count} lanes, but at most {limits.KINDS_MAX} are allowed")
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _set_up(
+    store: OpenStore,
+    lanes: Mapping[str, Lane],
+    remembered: Mapping[str, LaneMemory],
+    kinds: Iterable[str],
+    opened: list[Backend],
+) -> list[LaneSetup]:
+    """Open the backends (collected in `opened`), ask what they hold, describe every lane."""
+    checkpoint = store.facts.checkpoint
+    setups = []
+    held = {name: Lane(shards=memory.shards) for name, memory in remembered.items()}
+    for name, lane in {**{kind: Lane() for kind in sorted(kinds)}, **held, **lanes}.items():
+        backend = None
+        if lane.backend is not None:
+            backend = as_backend(lane.backend)
+            opener = getattr(backend, "open", None)
+            if callable(opener):
+                opener(name, lane.shards, store.uuid)
+            opened.append(backend)
+        known = checkpoint.lanes.get(name) if checkpoint else None
+        watermark = checkpoint.watermark if checkpoint else 0
+        counted = (
+            known.shards
+            if known and len(known.shards) == lane.shards
+            else (Mark(watermark=watermark),) * lane.shards
+        )
+        transactional = callable(getattr(backend, "applied_mark", None))
+        logged = lane.durability is not Durability.NONE
+        initial = counted
+        if transactional and logged:
+            marks = [backend.applied_mark(shard) for shard in range(lane.shards)]  # type: ignore[union-attr]
+            _check_marks(store, name, marks)
+            initial = tuple(mark.union(held) for mark, held in zip(counted, marks, strict=True))
+        setups.append(
+            LaneSetup(
+                name=name, backend=backend, transactional=transactional, shards=lane.shards, order=Order(lane.order),
+                durability=Durability(lane.durability),
+                cut_limits=CutLimits(count=lane.trigger.count, bytes=lane.trigger.bytes, linger_ns=lane.trigger.linger_ns),
+                retry_base_s=lane.retry.base_s, retry_ceiling_s=lane.retry.ceiling_s,
+                initial=tuple(initial) if logged else (Mark(),) * lane.shards, counted=tuple(counted),
+            )
+        )  # fmt: skip
+    return setups
+
+
+def _check_marks(store: OpenStore, lane: str, marks: Sequence[Mark]) -> None:
+    """A backend's mark never names what the log has not held durably, nor a later incarnation: the log would be an old copy.
+
+    Going on would hand out LSNs that the backend takes for applied, and leave their operations out.
+    """
+    last_lsn = max((segment.last_lsn for segment in store.facts.segments), default=0)
+    named = max((mark.ranges[-1][1] if mark.ranges else mark.watermark for mark in marks), default=0)
+    epoch = max((mark.epoch for mark in marks), default=0)
+    if named > last_lsn or epoch >= store.plan.epoch:
+        raise CorruptionError(
+            f"the backend of lane {lane!r} has applied operations up to LSN {named} (incarnation {epoch}), but the log of "
+            f"{store.layout.root} ends at {last_lsn} (incarnation {store.plan.epoch - 1}): the store lost its end, or is an older "
+            "copy. Nothing was changed; restore the newest store, or give the lane a new backend",
+            path=store.layout.wal, first_lsn=last_lsn + 1, last_lsn=named, expected="a log that reaches the backend's mark",
+        )  # fmt: skip
+
+
+def _kinds_in_log(fs: FileSystem, store: OpenStore) -> frozenset[str]:
+    """Every kind that the log holds an operation of. Needed only when state/ is lost: it reads the whole log."""
+    kinds: set[str] = set()
+
+    def visit(_number: int, _header: SegmentHeader) -> Callable[[int, FrameHeader, bytes], None]:
+        def see(_offset: int, frame: FrameHeader, padded: bytes) -> None:
+            if frame.type is FrameType.OPERATIONS:
+                with contextlib.suppress(FrameError):
+                    kinds.update(decode_body(frame, padded).kinds)
+
+        return see
+
+    facts = store.facts
+    survey(
+        fs, store.layout, identity=facts.identity, store=facts.store, checkpoint=None, full=True, visit=visit
+    )
+    return frozenset(kinds)
+
+
+def _trimmed_count(store: OpenStore) -> int:
+    """Operations settled before the first segment there is: where to count from when state/ is lost."""
+    headers = [segment.header for segment in store.facts.segments if segment.header is not None]
+    return headers[0].operations_before if headers else 0
+
+
+def _close_backends(backends: Iterable[Backend]) -> None:
+    """Close every backend; one that fails must not keep the others open."""
+    for backend in backends:
+        closer = getattr(backend, "close", None)
+        if callable(closer):
+            with contextlib.suppress(Exception):
+                closer()

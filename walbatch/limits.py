@@ -1,0 +1,100 @@
+"""Every ceiling and fixed size of walbatch, each with the reason for its value.
+
+What is not here: settings a user may change (see `config`). A limit is what no setting can exceed, and what
+the decoder checks before it believes a length that it read from disk; it is the same on write and on read.
+"""
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+# --- the shape of the log on disk (docs/format.md) ---------------------------------------------------------
+
+SECTOR_BYTES: Final = 512
+"""Frames start on this boundary, so that an append never rewrites a sector that holds acknowledged bytes: a power
+cut may leave any sector that is being written as garbage, and 512 is the smallest unit any disk writes."""
+
+FRAME_HEADER_BYTES: Final = 64
+FRAME_COUNT_MAX: Final = 65_536
+"""Operations in one frame: bounds the memory that decoding one frame takes, and what a torn write can cost."""
+
+FRAME_RAW_BYTES_MAX: Final = 64 * MIB
+"""Decoded bytes of one frame. A hostile length costs at most this much memory."""
+
+KIND_BYTES_MAX: Final = 64
+"""A lane's name in UTF-8: it stands in every frame, so it stays short."""
+
+KINDS_MAX: Final = 64
+"""Lanes of one store: each has its own queues, so this bounds the fixed memory of an engine."""
+
+KEY_BYTES_MAX: Final = 4 * KIB
+"""Long enough for a path (PATH_MAX on Linux), short enough that a batch of keys stays cheap to compare."""
+
+PAYLOAD_BYTES_MAX: Final = 16 * MIB
+"""walbatch is for small operations; larger objects belong in a file whose name is the payload."""
+
+SEGMENT_BYTES_MIN: Final = 4 * KIB
+SEGMENT_BYTES_MAX: Final = GIB
+"""A segment is the unit of trimming; larger ones would keep a gigabyte for a single unsettled operation."""
+
+FOOTER_RAW_BYTES_MAX: Final = 256 * MIB
+"""A seal footer lists every frame of its segment: SEGMENT_BYTES_MAX / SECTOR_BYTES frames at most."""
+
+LSN_MAX: Final = 2**63 - 1
+"""Signed 64 bits, because databases that store an LSN have no unsigned integers."""
+
+UNSYNCED_COUNT_MAX: Final = 2**20
+"""LSNs handed out but not yet synced, at any moment. Submitting waits (or is refused) at this bound."""
+
+LSN_JUMP: Final = 2**24
+"""What an unclean open adds to the highest LSN it can see. Must exceed anything an earlier process can have handed
+out beyond that: the operations it had not synced (UNSYNCED_COUNT_MAX) and one group that was in the middle of its
+write. 2**63 / 2**24 unclean opens are half a million millions."""
+
+SEGMENT_NUMBER_MAX: Final = 2**63 - 1
+
+# --- memory, threads and waiting ----------------------------------------------------------------------------
+
+GROUP_BYTES_MAX: Final = 8 * MIB
+"""A commit group stops taking more company here: larger writes no longer gain throughput, only latency. One call
+of submit_many may exceed it, up to FRAME_RAW_BYTES_MAX."""
+
+UNSYNCED_BYTES_MAX: Final = 16 * MIB
+"""Written but unsynced bytes of `interval` lanes: at this bound the interval is cut short. It bounds what recovery
+copies forward."""
+
+OPERATION_OVERHEAD_BYTES: Final = 256
+"""What one queued operation costs in memory beside its key and payload (tuple, ints, two bytes objects), measured
+on CPython 3.11 and rounded up."""
+
+SHARDS_MAX: Final = 256
+IN_FLIGHT_MAX: Final = 256
+"""Batches in flight: each holds a thread."""
+
+BATCH_COUNT_MAX: Final = 65_536
+BATCH_BYTES_MAX: Final = 256 * MIB
+
+RANGES_MAX: Final = 100_000
+"""Settled ranges of one shard in a mark or a checkpoint. Above it the oldest hole blocks further flushing of that
+shard until it closes: bounded, never dropped."""
+
+RETRY_DELAY_NS_MAX: Final = 3_600 * 10**9
+SALVAGE_VOIDS_MAX: Final = 1_000_000
+
+SCAN_CHUNK_BYTES: Final = MIB
+"""Read size of the scanner: bounds its memory whatever the size of a segment."""
+
+MARK_BYTES_MAX: Final = 64 + 16 * RANGES_MAX
+
+# --- relations that the rest of the code relies on ----------------------------------------------------------
+
+assert FRAME_HEADER_BYTES < SECTOR_BYTES
+assert SEGMENT_BYTES_MIN % SECTOR_BYTES == 0
+assert PAYLOAD_BYTES_MAX + KEY_BYTES_MAX + 64 * KIB < FRAME_RAW_BYTES_MAX, (
+    "one largest operation fits in a frame"
+)
+assert LSN_JUMP > 4 * (UNSYNCED_COUNT_MAX + FRAME_COUNT_MAX), "no LSN is ever handed out twice"
+assert GROUP_BYTES_MAX <= FRAME_RAW_BYTES_MAX
+assert LSN_JUMP < LSN_MAX // 2**32

@@ -1,0 +1,271 @@
+"""The ports: what the engine needs from the world outside its pure core, as interfaces.
+
+Each has a real implementation (`storage/`, `runtime/clock.py`, `backends/`) and can have a simulated one. Each method
+says what is durable when it returns and what may run at once. File-system errors are raised as `OSError`; the
+storage layer turns them into the errors of `walbatch.errors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from walbatch.types import Answer, Batch, Checkpoint, LaneMemory, Mark, Position
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+class File(Protocol):
+    """An open file. One thread writes; reads at other offsets may run at the same time."""
+
+    def write(self, buffers: Sequence[bytes], offset: int) -> None:
+        """Write all buffers one after the other at `offset`. Nothing is durable until `datasync`.
+
+        On an error any part may have been written.
+        """
+
+    def read(self, size: int, offset: int) -> bytes:
+        """Up to `size` bytes; fewer only at the end of the file."""
+
+    def datasync(self) -> None:
+        """Make the file's bytes and size durable, not its name. After an error nothing is known."""
+
+    def preallocate(self, size: int) -> None:
+        """Reserve room and grow the file to `size`; the new bytes read as anything. Not durable until `datasync`."""
+
+    def truncate(self, size: int) -> None:
+        """Cut or grow the file to `size`. Not durable until `datasync`."""
+
+    def size(self) -> int:
+        """The present size in bytes."""
+
+    def close(self) -> None:
+        """Release the descriptor. Says nothing of durability."""
+
+
+class FileLock(Protocol):
+    """A held exclusive lock. It ends with `release`, with the process, and in a forked child at the fork."""
+
+    @property
+    def held(self) -> bool:
+        """False after `release` and in a forked child. Cheap: read on every submit."""
+
+    def release(self) -> None:
+        """Give the lock up. The lock file stays."""
+
+
+class FileSystem(Protocol):
+    """Directories and names. Paths are absolute strings. Changes of names are durable after `sync_directory`."""
+
+    def make_directory(self, path: str) -> None:
+        """Create one directory, mode 0700. An existing one is left alone."""
+
+    def list_directory(self, path: str) -> list[str]:
+        """Names in a directory, sorted. FileNotFoundError where there is none."""
+
+    def is_directory(self, path: str) -> bool:
+        """Whether `path` is a directory."""
+
+    def exists(self, path: str) -> bool:
+        """Whether `path` names anything."""
+
+    def create(self, path: str) -> File:
+        """Create a new file, mode 0600, for reading and writing. FileExistsError if the name is taken."""
+
+    def open_read(self, path: str) -> File:
+        """Open for reading. Never follows a symbolic link at the last component."""
+
+    def rename(self, source: str, target: str) -> None:
+        """Replace `target` by `source` at once. Durable after `sync_directory`."""
+
+    def unlink(self, path: str) -> None:
+        """Remove a name. Durable after `sync_directory`."""
+
+    def sync_directory(self, path: str) -> None:
+        """Make all creates, renames and unlinks in `path` durable."""
+
+    def lock(self, path: str, note: bytes) -> FileLock | bytes:
+        """Take the exclusive lock at `path` (created if absent) without waiting, and leave `note` in the file.
+
+        Where another opener holds it, return the holder's note instead. With an empty note nothing is created
+        or written.
+        """
+
+
+# --- the log, as the runtime sees it --------------------------------------------------------------------------------
+
+
+class DecodedFrame(Protocol):
+    """A frame that was read back: parallel columns. `next_position` is where the next frame starts."""
+
+    @property
+    def position(self) -> Position: ...
+    @property
+    def next_position(self) -> Position: ...
+    @property
+    def lsns(self) -> Sequence[int]: ...
+    @property
+    def last_lsn(self) -> int: ...
+    @property
+    def kinds(self) -> Sequence[str]: ...
+    @property
+    def kind_indexes(self) -> Sequence[int]: ...
+    @property
+    def priorities(self) -> Sequence[int]: ...
+    @property
+    def keys(self) -> Sequence[bytes]: ...
+    @property
+    def payloads(self) -> Sequence[bytes]: ...
+
+
+class Log(Protocol):
+    """One thread at a time appends (the leader), one reads frames, one trims; the three at once."""
+
+    def append(
+        self,
+        *,
+        first_lsn: int,
+        kinds: Sequence[str],
+        kind_indexes: Sequence[int],
+        priorities: Sequence[int],
+        keys: Sequence[bytes],
+        payloads: Sequence[bytes],
+        synced_lsn: int,
+    ) -> Position:
+        """Write one frame. Returns its position. Not durable until `sync`. May roll to a new segment first."""
+
+    def sync(self) -> None:
+        """Everything appended so far is durable when this returns. After an error nothing more may be appended."""
+
+    def stamp(self, *, next_lsn: int, clean: bool) -> None:
+        """Write and sync an idle stamp: the proof that everything before it was durable."""
+
+    @property
+    def end(self) -> Position:
+        """Where the next frame will start, if it does not roll."""
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of all segments."""
+
+    def read_frame(self, position: Position, *, wanted: frozenset[str] | None = None) -> DecodedFrame | None:
+        """The first frame at or after `position` that holds an operation of a kind in `wanted` (None: any kind).
+
+        It may return a frame that holds none of them: wanted only allows skipping. None where the log ends.
+        """
+
+    @property
+    def last_lsn(self) -> int:
+        """Last LSN that was appended."""
+
+    def trim(self, lsn: int) -> int:
+        """Remove sealed segments whose operations all have an LSN up to `lsn`. Returns how many. Names durable."""
+
+
+# --- state ----------------------------------------------------------------------------------------------------------
+
+
+class StateStore(Protocol):
+    """The checkpoint and the lanes' memory. Each save is durable when it returns. One thread at a time."""
+
+    def load_checkpoint(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest valid generation, and what was found wrong (one sentence each)."""
+
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Replace the older of the two generations."""
+
+    def load_lanes(self) -> tuple[dict[str, LaneMemory], list[str]]:
+        """What is remembered of lanes, by name, and what was found wrong."""
+
+    def save_lanes(self, lanes: Mapping[str, LaneMemory]) -> None:
+        """Remember lanes (others stay as they are)."""
+
+    def close(self) -> None:
+        """Release it."""
+
+
+# --- time, threads and chance ---
+
+
+class Clock(Protocol):
+    """Time. Only differences of `monotonic_ns` decide anything; wall time is for people."""
+
+    def monotonic_ns(self) -> int: ...
+    def wall_ns(self) -> int: ...
+
+
+class Event(Protocol):
+    """A flag that threads wait for."""
+
+    def set(self) -> None: ...
+    def is_set(self) -> bool: ...
+    def wait(self, timeout_ns: int | None = None) -> bool:
+        """Wait until set. Returns whether it is."""
+
+
+class Condition(Protocol):
+    """A lock with waiting. Not re-entrant."""
+
+    def __enter__(self) -> Any: ...
+    def __exit__(self, *exc: object) -> None: ...
+    def wait(self, timeout_ns: int | None = None) -> bool: ...
+    def notify(self) -> None: ...
+    def notify_all(self) -> None: ...
+
+
+class Thread(Protocol):
+    """A running thread."""
+
+    def join(self, timeout_ns: int | None = None) -> bool:
+        """Wait for its end. Returns whether it ended."""
+
+    def is_current(self) -> bool:
+        """Whether the caller runs in this thread."""
+
+
+class Threads(Protocol):
+    """Makes threads and what they wait on."""
+
+    def condition(self) -> Condition: ...
+    def event(self) -> Event: ...
+    def spawn(self, name: str, target: Callable[[], None]) -> Thread: ...
+
+
+class Entropy(Protocol):
+    """Chance: identities, salts and jitter."""
+
+    def random_bytes(self, size: int) -> bytes: ...
+    def uniform(self) -> float:
+        """In [0, 1). Safe from any thread."""
+
+
+# --- backends -----------------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Where batches go.
+
+    `apply` returns None (all applied), one outcome for each operation, or `Failures`. An exception speaks for
+    the whole batch, which is tried again. When it reports an operation as applied, that must be durable in
+    the backend: the engine forgets the operation after it. One call at a time for each shard; shards run in
+    parallel, each call in a thread of the engine.
+
+    A backend may also have: `open(lane, shards, store)` called before anything else, `close()`, `url` (a
+    string from which the command line can make it again), and `key_bytes_min`, `key_bytes_max`,
+    `payload_bytes_max` (checked at submit).
+    """
+
+    def apply(self, batch: Batch) -> Answer | Awaitable[Answer]: ...
+
+
+@runtime_checkable
+class TransactionalBackend(Backend, Protocol):
+    """A backend that commits the batch and the mark in one transaction, which makes the effect exactly once.
+
+    `apply` must, inside its transaction, read the mark it holds, refuse a batch whose mark has an older epoch (raise
+    `Fenced`), leave out the operations that the held mark covers, and store the union of both marks.
+    """
+
+    def applied_mark(self, shard: int) -> Mark:
+        """The mark stored for `shard` of this lane and store; `Mark()` where there is none. Durable."""

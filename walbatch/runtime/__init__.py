@@ -1,0 +1,1 @@
+"""Threads and time: who commits, who flushes, who checkpoints. No files here; they stand behind ports."""

@@ -1,0 +1,114 @@
+"""Persists what is settled, then trims the log.
+
+What is not here: what is settled (`dispatcher`), and how a checkpoint is stored (behind `ports.StateStore`).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from walbatch.errors import StorageError, WalbatchError
+from walbatch.ports import Clock, Log, StateStore, Thread, Threads
+from walbatch.runtime.dispatcher import Settled
+from walbatch.types import Checkpoint
+
+_logger = logging.getLogger("walbatch")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointBase:
+    """Where the checkpoints of this run begin."""
+
+    generation: int
+    epoch: int
+    settled_count: int
+
+
+class Checkpointer:
+    """One thread that checkpoints at an interval.
+
+    `checkpoint` may also be called from one other thread once it has stopped.
+    """
+
+    def __init__(
+        self, *, log: Log, state: StateStore, clock: Clock, threads: Threads, interval_ns: int, base: CheckpointBase,
+        settled: Callable[[], Settled], durable_lsn: Callable[[], int], on_failure: Callable[[WalbatchError], None],
+    ) -> None:  # fmt: skip
+        self._log = log
+        self._state = state
+        self._clock = clock
+        self._threads = threads
+        self._interval_ns = interval_ns
+        self._base = base
+        self._generation = base.generation
+        self._settled = settled
+        self._durable_lsn = durable_lsn
+        self._on_failure = on_failure
+        self._last: Checkpoint | None = None
+        self.checkpointed_lsn = 0
+        self._stop = threads.condition()
+        self._stopping = False
+        self._thread: Thread | None = None
+
+    def __repr__(self) -> str:
+        return f"<Checkpointer generation {self._generation}, lsn {self.checkpointed_lsn}>"
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread = self._threads.spawn("walbatch-checkpoint", self._run)
+
+    def stop(self, timeout_ns: int | None) -> bool:
+        """End the thread. Returns whether it ended."""
+        with self._stop:
+            self._stopping = True
+            self._stop.notify_all()
+        return self._thread is None or self._thread.is_current() or self._thread.join(timeout_ns)
+
+    def _run(self) -> None:
+        while True:
+            with self._stop:
+                if not self._stopping:
+                    self._stop.wait(self._interval_ns)
+                if self._stopping:
+                    return
+            try:
+                self.checkpoint()
+            except (StorageError, OSError) as error:
+                if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                    self._on_failure(StorageError(f"the checkpoint failed: {error}", errno=error.errno))
+                    return
+                _logger.warning("the checkpoint waits for room on the disk: %s", error)
+            except BaseException as error:  # the thread's outermost frame
+                _logger.critical("the checkpointer died", exc_info=True)
+                self._on_failure(
+                    WalbatchError(f"the checkpointer died ({error!r}): close the engine and report this")
+                )
+                return
+
+    def checkpoint(self) -> bool:
+        """Save a checkpoint if anything changed, then trim. Returns whether it saved.
+
+        Crash story: the backends had made durable what is settled; the checkpoint is durable before any
+        segment that it makes superfluous is unlinked. Losing the last checkpoint means that the one before it
+        counts: more is replayed, nothing is lost.
+        """
+        # Taken in this order: the log was durable at least this far, and every settled operation lies below it.
+        settled = self._settled()
+        durable_lsn = max(self._durable_lsn(), settled.watermark)
+        segment = self._log.end.segment
+        last = self._last
+        if last is not None and last.watermark == settled.watermark and last.lanes == settled.lanes:
+            return False
+        checkpoint = Checkpoint(
+            generation=self._generation + 1, epoch=self._base.epoch, watermark=settled.watermark, durable_lsn=durable_lsn,
+            segment=segment, settled_count=self._base.settled_count + settled.settled_count, lanes=settled.lanes,
+        )  # fmt: skip
+        self._state.save_checkpoint(checkpoint)
+        self._generation += 1
+        self._last = checkpoint
+        self.checkpointed_lsn = settled.watermark
+        self._log.trim(settled.watermark)
+        return True

@@ -1,0 +1,469 @@
+"""Group commit, leader style: the thread that opens a group writes and syncs it for all who join.
+
+What is not here: files (behind `ports.Log`), and what happens to operations once they are durable (`dispatcher`).
+
+The idea needed to read it: groups form a queue. The thread that opened a group is its leader: it waits until
+its group is the head and nobody is committing, closes the group, writes, syncs, and wakes the others. A group
+that nobody waits for is led by the committer's own thread, which also syncs interval lanes and stamps a quiet
+log.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from walbatch import limits
+from walbatch.core.commit_group import CommitGroup, fits_frame
+from walbatch.errors import (
+    DurabilityUnknown,
+    EngineClosed,
+    OperationTooLarge,
+    Overloaded,
+    StorageError,
+    WalbatchError,
+)
+from walbatch.ports import Clock, Log, Thread, Threads
+from walbatch.runtime.ticket import Promise
+from walbatch.types import Position
+
+_logger = logging.getLogger("walbatch")
+
+FULL_RETRY_NS = 50_000_000
+"""Pause between tries to write on a full disk."""
+STAMP_RETRY_NS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """A durable group: what the dispatcher needs to know of it."""
+
+    group: CommitGroup
+    position: Position
+    end: Position
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitSettings:
+    """What the committer needs of the settings. Times in ns."""
+
+    queue_bytes_max: int
+    disk_bytes_max: int
+    idle_stamp_ns: int
+    disk_full_wait_ns: int
+    interval_ns: int
+    """The shortest interval of the lanes with durability "interval"."""
+
+
+class PendingGroup:
+    """A group with its waiters. `led` says that some thread has promised to commit it."""
+
+    __slots__ = ("durable", "group", "led", "position")
+
+    def __init__(self, group: CommitGroup, durable: Promise, *, led: bool) -> None:
+        self.group = group
+        self.durable = durable
+        self.led = led
+        self.position: Position | None = None
+
+
+class Committer:
+    """Commits operations to the log. All methods are safe from any thread unless they say otherwise."""
+
+    def __init__(
+        self, *, log: Log, clock: Clock, threads: Threads, settings: CommitSettings, names: Sequence[str], next_lsn: int,
+        on_durable: Callable[[Committed], None], on_failure: Callable[[WalbatchError], None],
+    ) -> None:  # fmt: skip
+        self._log = log
+        self._clock = clock
+        self._threads = threads
+        self._settings = settings
+        self._names = names
+        self._on_durable = on_durable
+        self._on_failure = on_failure
+        # Guards everything below. Held for bookkeeping only, never over I/O. Whoever sets _busy owns the
+        # log's append side.
+        self._cond = threads.condition()
+        self._queue: deque[PendingGroup] = deque()
+        self._busy = False
+        self._next_lsn = next_lsn
+        self._queued_bytes = 0
+        self._written: list[PendingGroup] = []
+        self._written_bytes = 0
+        self._written_since_ns = 0
+        self._durable_lsn = next_lsn - 1
+        self._stamped_lsn = next_lsn - 1
+        self._last_commit_ns = clock.monotonic_ns()
+        self._closed: str | None = None
+        self._stopping = False
+        self._failure: WalbatchError | None = None
+        self._sleepers = 0
+        self.commits = 0
+        self.syncs = 0
+        self.committed = 0
+        self._thread: Thread | None = None
+
+    def __repr__(self) -> str:
+        return f"<Committer next lsn {self._next_lsn}, durable {self._durable_lsn}, {len(self._queue)} groups queued>"
+
+    @property
+    def submitted_lsn(self) -> int:
+        """The highest LSN handed out."""
+        return self._next_lsn - 1
+
+    @property
+    def durable_lsn(self) -> int:
+        """Every operation up to this LSN is synced."""
+        return self._durable_lsn
+
+    @property
+    def failure(self) -> WalbatchError | None:
+        """Why the committer accepts nothing more; None while it works."""
+        return self._failure
+
+    def start(self) -> None:
+        """Start the committer's own thread."""
+        self._thread = self._threads.spawn("walbatch-commit", self._run)
+
+    # --- submitting ---
+
+    def submit(
+        self, lane: int, shards: Sequence[int], keys: Sequence[bytes], payloads: Sequence[bytes], priority: int, size: int, *,
+        needs_sync: bool, timeout_ns: int | None, wait: bool,
+        register: Callable[[int, Promise], None] | None = None,
+    ) -> tuple[int, Promise]:  # fmt: skip
+        """Put operations into a group; returns the LSN of the first and the group's promise.
+
+        With `wait`, returns when they are durable (or written, on an interval lane), or raises. `register` is
+        called with the LSN before anything can happen to the operation. At a bound it waits up to
+        `timeout_ns`, then raises Overloaded with nothing accepted; without `wait` it never waits.
+        """
+        count = len(keys)
+        pending: PendingGroup | None = None
+        opened = False
+        try:
+            with self._cond:
+                self._admit(count, size, timeout_ns if wait else 0)
+                pending = self._queue[-1] if self._queue else None
+                if pending is None or pending.position is not None or not pending.group.accepts(count, size):
+                    if pending is not None:
+                        self._next_lsn = max(self._next_lsn, pending.group.last_lsn + 1)
+                    pending = PendingGroup(CommitGroup(self._next_lsn), Promise(self._threads), led=wait)
+                    opened = True
+                    self._queue.append(pending)
+                lsn = pending.group.add(lane, shards, keys, payloads, priority, size, needs_sync=needs_sync)
+                self._next_lsn = lsn + count
+                self._queued_bytes += size
+                if register is not None:
+                    register(lsn, pending.durable)
+                if opened and not wait:
+                    self._cond.notify_all()
+            if wait and opened:
+                self._lead(pending)
+        except BaseException:
+            if (
+                opened and pending is not None
+            ):  # a signal handler's exception: the committer's thread takes the group over
+                with self._cond:
+                    pending.led = False
+                    self._cond.notify_all()
+            raise
+        if wait:
+            pending.durable.wait(None)
+            pending.durable.take()
+        return lsn, pending.durable
+
+    def _admit(self, count: int, size: int, timeout_ns: int | None) -> None:
+        """Wait for room, or say why there is none. Called with the lock held."""
+        if not fits_frame(count, size):
+            raise OperationTooLarge(
+                f"{count:,} operations of {size:,} bytes do not fit in one commit group "
+                f"({limits.FRAME_COUNT_MAX:,} operations, {limits.FRAME_RAW_BYTES_MAX:,} bytes): submit them in smaller parts"
+            )
+        deadline = None
+        while True:
+            self._refuse_if_over()
+            refusal = self._refusal(count, size)
+            if refusal is None:
+                return
+            now = self._clock.monotonic_ns()
+            if deadline is None and timeout_ns is not None:
+                deadline = now + timeout_ns
+            if deadline is not None and now >= deadline:
+                raise refusal
+            self._sleep(None if deadline is None else deadline - now)
+
+    def _refuse_if_over(self) -> None:
+        if self._closed is not None:
+            raise EngineClosed(self._closed)
+        if self._failure is not None:
+            raise StorageError(f"the engine has stopped: {self._failure}. Close it and open the store again")
+
+    def _refusal(self, count: int, size: int) -> Overloaded | None:
+        """The bound that forbids to accept now. An empty queue accepts any single call, so none waits for ever."""
+        settings = self._settings
+        if self._queued_bytes and self._queued_bytes + size > settings.queue_bytes_max:
+            return Overloaded(
+                "queue_bytes_max", value=self._queued_bytes, maximum=settings.queue_bytes_max,
+                hint="the disk is slower than the producers: try again later",
+            )  # fmt: skip
+        unsynced = self._next_lsn - 1 - self._durable_lsn
+        if unsynced and unsynced + count > limits.UNSYNCED_COUNT_MAX:
+            return Overloaded(
+                "UNSYNCED_COUNT_MAX", value=unsynced, maximum=limits.UNSYNCED_COUNT_MAX,
+                hint="the disk is slower than the producers: try again later",
+            )  # fmt: skip
+        disk_bytes = self._log.disk_bytes
+        if disk_bytes + self._queued_bytes + size > settings.disk_bytes_max:
+            return Overloaded(
+                "disk_bytes_max", value=disk_bytes, maximum=settings.disk_bytes_max,
+                hint="the log is full of operations that no backend has taken: see stats(), repair the backend or raise the limit",
+            )  # fmt: skip
+        return None
+
+    def _sleep(self, timeout_ns: int | None) -> None:
+        """Wait for a change, with the lock held. Bounded, so that room made elsewhere (trimming) is seen."""
+        self._sleepers += 1
+        try:
+            self._cond.wait(FULL_RETRY_NS if timeout_ns is None else min(timeout_ns, FULL_RETRY_NS))
+        finally:
+            self._sleepers -= 1
+
+    # --- committing ---
+
+    def _lead(self, pending: PendingGroup) -> None:
+        """Commit a group once it is its turn.
+
+        An exception of a signal handler may arrive at any bytecode. Then the group is handed to the
+        committer's thread, which repeats what may have been done in part: the write goes to the same place,
+        and the sync is simply done again. The one thing that must not be repeated is a failed sync, so an
+        OSError hidden under the interruption stops the engine.
+        """
+        owner = False
+        try:
+            with self._cond:
+                while self._busy or (
+                    self._queue and self._queue[0] is not pending and not pending.durable.done
+                ):
+                    self._cond.wait()
+                if pending.durable.done:
+                    return
+                self._busy = owner = True
+            self._commit(pending)
+        except BaseException as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, (OSError, StorageError)):
+                cause = cause.__context__
+            if owner:
+                with self._cond:
+                    self._busy = False
+            if cause is not None and not pending.durable.done:
+                self._fail(cause)
+            raise
+
+    def _commit(self, pending: PendingGroup) -> None:
+        """Write and, if anybody in it needs that, sync the head group.
+
+        The caller has set _busy; it is clear at return.
+        """
+        group = pending.group
+        sync = False
+        try:
+            if self._failure is None:
+                with self._cond:
+                    # From here on nobody joins: whoever arrives later is acknowledged by a later sync.
+                    pending.position = pending.position or self._log.end
+                    group.trim_columns()
+                    self._next_lsn = max(self._next_lsn, group.last_lsn + 1)
+                    synced_lsn = self._durable_lsn
+                self._append(pending, synced_lsn)
+                sync = group.needs_sync or self._written_bytes + group.bytes > limits.UNSYNCED_BYTES_MAX
+                if sync:
+                    self._log.sync()
+        except (OSError, StorageError) as error:
+            self._fail(error)
+        else:
+            if self._failure is None:
+                self._finish(pending, synced=sync)
+        with self._cond:
+            self._busy = False
+            self._cond.notify_all()
+
+    def _append(self, pending: PendingGroup, synced_lsn: int) -> None:
+        """Write the group's frame, waiting for room on a full disk for a bounded time."""
+        group = pending.group
+        if self._log.last_lsn >= group.last_lsn:
+            return  # a leader that was interrupted had written it
+        kinds, kind_indexes = group.kind_columns(self._names)
+        deadline = self._clock.monotonic_ns() + self._settings.disk_full_wait_ns
+        while True:
+            try:
+                pending.position = self._log.append(
+                    first_lsn=group.first_lsn, kinds=kinds, kind_indexes=kind_indexes, priorities=group.priorities,
+                    keys=group.keys, payloads=group.payloads, synced_lsn=synced_lsn,
+                )  # fmt: skip
+            except OSError as error:
+                if error.errno not in {errno.ENOSPC, errno.EDQUOT} or self._clock.monotonic_ns() >= deadline:
+                    raise
+                _logger.warning("the disk is full; waiting for room to write lsn %d", group.first_lsn)
+                with self._cond:
+                    self._sleep(FULL_RETRY_NS)
+            else:
+                return
+
+    def _finish(self, pending: PendingGroup, *, synced: bool) -> None:
+        """Tell everybody: the dispatcher first, in LSN order, then the waiters."""
+        group = pending.group
+        with self._cond:
+            if not self._written:
+                self._written_since_ns = self._clock.monotonic_ns()
+            if pending not in self._written:
+                self._written.append(pending)
+                self._written_bytes += group.bytes
+            if self._queue and self._queue[0] is pending:
+                self._queue.popleft()
+                self._queued_bytes -= group.bytes
+                self.commits += 1
+                self.committed += len(group)
+            self._last_commit_ns = self._clock.monotonic_ns()
+        if synced:
+            self._finish_sync()
+        pending.durable.resolve()
+
+    def _finish_sync(self) -> None:
+        """Everything written is durable now.
+
+        Called by the owner of the append side, right after a successful sync.
+        """
+        with self._cond:
+            written = list(self._written)
+            self.syncs += 1
+            if written:
+                self._durable_lsn = max(self._durable_lsn, written[-1].group.last_lsn)
+        end = self._log.end
+        for index, pending in enumerate(written):
+            assert pending.position is not None
+            following = written[index + 1].position if index + 1 < len(written) else end
+            assert following is not None
+            self._on_durable(Committed(group=pending.group, position=pending.position, end=following))
+        with (
+            self._cond
+        ):  # only now: if a signal's exception came between, all of it is handed on again, and recognised
+            del self._written[: len(written)]
+            self._written_bytes = sum(pending.group.bytes for pending in self._written)
+
+    def _fail(self, cause: BaseException) -> None:
+        """Stop for ever: nothing more is acknowledged, and every waiter is told "unknown"."""
+        reason = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+        self.halt(DurabilityUnknown(
+            f"a write or sync of the log failed ({reason}): operations that were not acknowledged may or may not be durable. "
+            "Repair the disk, close this engine and open the store again",
+            errno=getattr(cause, "errno", None),
+        ))  # fmt: skip
+
+    def halt(self, failure: WalbatchError) -> None:
+        """Stop for ever because of `failure`; the first one counts."""
+        with self._cond:
+            if self._failure is not None:
+                return
+            self._failure = failure
+            failed = [*self._written, *self._queue]
+            self._written = []
+            self._queue.clear()
+            self._cond.notify_all()
+        _logger.error("%s", failure)
+        for pending in failed:
+            pending.durable.resolve(error=failure)
+        self._on_failure(failure)
+
+    # --- the committer's own thread ---
+
+    def _run(self) -> None:
+        """Lead groups that nobody leads, sync interval lanes, stamp a quiet log."""
+        while True:
+            with self._cond:
+                now = self._clock.monotonic_ns()
+                pending = self._queue[0] if self._queue and not self._queue[0].led else None
+                sync_due = bool(self._written) and now >= self._written_since_ns + self._settings.interval_ns
+                sync_due = sync_due or bool(self._written and self._stopping)
+                stamp_due = (
+                    not self._queue and not self._written and self._stamped_lsn < self._durable_lsn
+                    and now >= self._last_commit_ns + self._settings.idle_stamp_ns
+                )  # fmt: skip
+                idle = not self._queue and not self._written and not self._busy
+                if self._failure is not None or (self._stopping and idle):
+                    return
+                if self._busy or not (pending or sync_due or stamp_due):
+                    self._cond.wait(self._next_wake(now))
+                    continue
+                self._busy = True
+                if pending is not None:
+                    pending.led = True
+            if pending is not None:
+                self._commit(pending)
+            else:
+                self._sync_quietly(stamp=stamp_due)
+
+    def _next_wake(self, now: int) -> int | None:
+        """How long the thread may sleep; None until it is woken."""
+        times: list[int] = []
+        if self._written:
+            times.append(self._written_since_ns + self._settings.interval_ns)
+        elif self._stamped_lsn < self._durable_lsn and not self._queue:
+            times.append(self._last_commit_ns + self._settings.idle_stamp_ns)
+        # While a leader is at work it will wake us; the floor keeps a deadline that has passed from spinning.
+        return max(min(times) - now, 1_000_000) if times else None
+
+    def _sync_quietly(self, *, stamp: bool) -> None:
+        """Sync what interval lanes have written, or write an idle stamp. The caller has set _busy."""
+        try:
+            if stamp:
+                self._stamp()
+            else:
+                self._log.sync()
+        except (OSError, StorageError) as error:
+            self._fail(error)
+        else:
+            if not stamp:
+                self._finish_sync()
+        with self._cond:
+            self._busy = False
+            self._cond.notify_all()
+
+    def _stamp(self) -> None:
+        """Write an idle stamp. A full disk is no failure here: the stamp is tried again later."""
+        try:
+            self._log.stamp(next_lsn=self._durable_lsn + 1, clean=False)
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            self._last_commit_ns = self._clock.monotonic_ns() + STAMP_RETRY_NS
+        else:
+            self._stamped_lsn = self._durable_lsn
+            self.syncs += 1
+
+    # --- closing --------------------------------------------------------------------------------------------
+    # -------------
+
+    def refuse(self, message: str) -> None:
+        """Accept nothing more. What was accepted is still committed."""
+        with self._cond:
+            self._closed = self._closed or message
+            self._cond.notify_all()
+
+    def stop(self, timeout_ns: int | None) -> bool:
+        """After `refuse`: wait until everything accepted is durable and the thread has ended.
+
+        Returns whether it has.
+        """
+        with self._cond:
+            self._stopping = True
+            self._cond.notify_all()
+        return self._thread is None or self._thread.join(timeout_ns)
+
+    def is_own_thread(self) -> bool:
+        """Whether the caller is the committer's thread."""
+        return self._thread is not None and self._thread.is_current()

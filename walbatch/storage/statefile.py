@@ -1,0 +1,398 @@
+"""The LMDB file of state/: verified, opened, grown, and moved aside when it is damaged.
+
+What is not here: what its values mean (`envelope`), and which of them to believe (`checkpoint`).
+
+The idea needed to read it: LMDB believes its file. A page that lies beyond the end of the file is a SIGBUS, and a
+damaged one can end the process or show stale data, so the structure is verified by reading (`lmdb.verify`), before
+LMDB maps anything. Measured over 12,000 files with flipped bits, overwritten pages or a cut end: a file that passes
+both checks below has never killed the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import struct
+import sys
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import lmdb
+from lmdb import verify as lmdb_verify
+
+from walbatch.core.checksum import crc32c
+from walbatch.errors import EngineClosed, StorageError
+from walbatch.limits import GIB, KIB, MIB
+
+MAP_BYTES: Final = 16 * MIB
+"""The map to begin with: address space, not memory or disk. It grows by doubling."""
+
+MAP_BYTES_MAX: Final = 4 * GIB
+"""Two generations of the largest checkpoint, and a third while LMDB still keeps the pages of the one it replaces."""
+
+RESERVE_BYTES: Final = MIB
+"""Steps in which the file is allocated ahead of its use. The first one holds the checkpoints of most stores: they still
+find room, and so let the log be trimmed, when the disk is full."""
+
+SLACK_BYTES: Final = 256 * KIB
+"""What a commit may write beside its values: the pages of its trees and of the list of free pages."""
+
+DATABASES_MAX: Final = 8
+"""Named databases: two are used; the rest is room for later versions."""
+
+ENTRIES_MAX: Final = 256
+"""Entries of one database: twice the lanes of a store, and some that are damaged."""
+
+ADOPTIONS_MAX: Final = 3
+"""How often one reading takes over a map that another process has grown meanwhile."""
+
+DATA_NAME: Final = "data.mdb"
+LOCK_NAME: Final = "lock.mdb"
+
+_OPENED_KEY: Final = b"opened"
+_COUNTER: Final = struct.Struct("<Q")
+_NOT_DAMAGE: Final = (
+    lmdb.MapFullError,
+    lmdb.MapResizedError,
+    lmdb.ReadersFullError,
+    lmdb.TlsFullError,
+    lmdb.DbsFullError,
+)
+
+Entry = tuple[bytes, bytes]
+
+
+class DamagedFileError(Exception):
+    """LMDB refuses the file, or must not be let near it. The message says why."""
+
+
+class StateFile:
+    """An open LMDB environment. Safe from any thread of the process that opened it.
+
+    `_lock` guards the map: growing it ends every transaction of this process, so nobody may be in one then.
+    """
+
+    def __init__(self, env: lmdb.Environment, path: str, *, readonly: bool) -> None:
+        """Not for users: see `open`."""
+        self._env: lmdb.Environment | None = env
+        self._path = path
+        self._readonly = readonly
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        env = self._env
+        if env is None:
+            return f"<StateFile {self._path} closed>"
+        access = "read-only" if self._readonly else "writable"
+        return f"<StateFile {self._path} {access}, transaction {env.info()['last_txnid']}>"
+
+    @classmethod
+    def open(
+        cls, path: str, *, readonly: bool, shared: bool = False, map_bytes: int = MAP_BYTES
+    ) -> StateFile:
+        """Open the file in the directory `path`, unless `find_problem` or LMDB finds it damaged.
+
+        With `readonly` nothing is written; with `shared` too, a reader's slot is taken in LMDB's lock file if there is
+        one. Raises DamagedFileError, StorageError.
+        """
+        with os_errors(path, "opened"):
+            problem = find_problem(path)
+            if problem is not None:
+                raise DamagedFileError(problem)
+            # A lock file that is not there means that nobody writes; making it would be writing.
+            lock = not readonly or (shared and os.path.lexists(os.path.join(path, LOCK_NAME)))
+            if readonly:
+                map_bytes = max(map_bytes, 2 * data_bytes(path))
+        with lmdb_errors(path, "opened"):
+            env = lmdb.open(
+                path,
+                map_size=map_bytes,
+                max_dbs=DATABASES_MAX,
+                mode=0o600,
+                create=False,
+                readonly=readonly,
+                lock=lock,
+            )
+        # Nothing but the two first pages has been read through the map so far.
+        needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+        size = data_bytes(path)
+        if size < needed:
+            env.close()
+            raise DamagedFileError(f"{DATA_NAME} has {size:,} bytes, but its pages take {needed:,}")
+        file = cls(env, path, readonly=readonly)
+        if not readonly:
+            _open_for_writing[os.path.realpath(path)] = file
+        return file
+
+    @staticmethod
+    def of_this_process(path: str) -> StateFile | None:
+        """What this process has open for writing at `path`: LMDB forbids to open it a second time."""
+        file = _open_for_writing.get(os.path.realpath(path))
+        return None if file is None or file._env is None or file._pid != os.getpid() else file  # noqa: SLF001 - own class
+
+    def prove(self) -> None:
+        """Make the file's name, and everything that can be read from it, durable. Raises DamagedFileError, StorageError.
+
+        Crash story: after a commit whose last write failed, that commit can be visible in the page cache and yet not
+        be on disk. An engine that believed it would trim the log by a checkpoint that a power cut takes back. A commit
+        of our own has all before it on disk when it returns, or says that it cannot.
+        """
+        with self._using() as env:
+            self._commit(env, None, [(_OPENED_KEY, _COUNTER.pack(env.info()["last_txnid"]))])
+        with os_errors(self._path, "synced"):
+            sync_directory(self._path)
+            sync_directory(os.path.dirname(os.path.abspath(self._path)))
+
+    def entries(self, name: bytes, value_bytes_max: int) -> tuple[list[Entry], list[str]]:
+        """Every entry of a named database, and a sentence for each that cannot be ours.
+
+        Raises DamagedFileError, StorageError.
+        """
+        with self._using() as env, lmdb_errors(self._path, "read"):
+            for _ in range(ADOPTIONS_MAX):
+                with contextlib.suppress(lmdb.MapResizedError):
+                    return _read_entries(env, name, value_bytes_max)
+                env.set_mapsize(0)
+            return _read_entries(env, name, value_bytes_max)
+
+    def put(self, name: bytes, entries: Sequence[Entry]) -> None:
+        """Commit entries of a named database in one transaction, synced. Raises DamagedFileError, StorageError."""
+        with self._using() as env:
+            self._commit(env, name, entries)
+
+    def close(self) -> None:
+        """Close it. Idempotent. In a forked child the file is left alone: it is the parent's."""
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            env, self._env = self._env, None
+        if env is not None:
+            env.close()
+
+    @contextlib.contextmanager
+    def _using(self) -> Iterator[lmdb.Environment]:
+        """The environment, with the lock held. The lock is not even tried in a child: its holder was not forked."""
+        if self._pid != os.getpid():
+            raise EngineClosed(
+                f"{self._path} was opened by the process that this one was forked from: open it again"
+            )
+        with self._lock:
+            if self._env is None:
+                raise EngineClosed(f"{self._path} is closed")
+            yield self._env
+
+    def _commit(self, env: lmdb.Environment, name: bytes | None, entries: Sequence[Entry]) -> None:
+        """One synced transaction; the map grows as needed. Called with the lock held."""
+        with os_errors(self._path, "saved"):
+            self._reserve(env, sum(len(value) for _, value in entries))
+        with lmdb_errors(self._path, "saved"):
+            while True:
+                try:
+                    with env.begin(write=True) as txn:
+                        database = None if name is None else env.open_db(name, txn=txn)
+                        for key, value in entries:
+                            txn.put(key, value, db=database)
+                except lmdb.MapFullError:
+                    map_bytes = env.info()["map_size"]
+                    if map_bytes >= MAP_BYTES_MAX:
+                        raise
+                    env.set_mapsize(min(2 * map_bytes, MAP_BYTES_MAX))
+                else:
+                    return
+
+    def _reserve(self, env: lmdb.Environment, values_bytes: int) -> None:
+        """Allocate room for a commit before LMDB writes: LMDB reports a disk that fills up as an I/O error."""
+        size = data_bytes(self._path)
+        used = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+        missing = used + values_bytes + SLACK_BYTES - size
+        if missing <= 0:
+            return
+        file = os.open(os.path.join(self._path, DATA_NAME), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            try:
+                os.posix_fallocate(file, size, -(-missing // RESERVE_BYTES) * RESERVE_BYTES)
+            except OSError as error:
+                if error.errno in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}:
+                    return
+                os.posix_fallocate(file, size, missing)
+        finally:
+            os.close(file)
+
+
+_open_for_writing: weakref.WeakValueDictionary[str, StateFile] = weakref.WeakValueDictionary()
+"""By real path."""
+
+
+def _read_entries(env: lmdb.Environment, name: bytes, value_bytes_max: int) -> tuple[list[Entry], list[str]]:
+    entries: list[Entry] = []
+    problems: list[str] = []
+    try:
+        database = env.open_db(name, create=False)
+    except lmdb.NotFoundError:
+        return entries, problems
+    with env.begin(db=database, buffers=True) as txn, txn.cursor() as cursor:
+        for count, (key, value) in enumerate(cursor):
+            if count == ENTRIES_MAX:
+                problems.append(
+                    f"state holds more than {ENTRIES_MAX} entries of one kind: the rest is ignored"
+                )
+                break
+            if len(value) > value_bytes_max:
+                problems.append(
+                    f"state holds {len(value):,} bytes under {bytes(key)!r}: no value of ours is that long"
+                )
+            else:
+                entries.append((bytes(key), bytes(value)))
+    return entries, problems
+
+
+# --- looking at the file without LMDB -----------------------------------------------------------------------------
+
+
+def is_empty(path: str) -> bool:
+    """Whether there is nothing at `path`, or a directory whose file is missing or was never written. Raises OSError."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode) and data_bytes(path) == 0
+    except FileNotFoundError:
+        return True
+
+
+def data_bytes(path: str) -> int:
+    """Size of the data file. Raises OSError."""
+    return os.stat(os.path.join(path, DATA_NAME), follow_symlinks=False).st_size
+
+
+def find_problem(path: str) -> str | None:
+    """What forbids to let LMDB open the directory; None for a sound or an empty one. Reads, writes nothing.
+
+    Only a writer that is at it at the same time can make it wrong. Raises OSError.
+    """
+    if not stat.S_ISDIR(os.lstat(path).st_mode):
+        return "it is not a directory"
+    for name in (DATA_NAME, LOCK_NAME):
+        with contextlib.suppress(FileNotFoundError):
+            # A link would lead LMDB's writing out of the store.
+            if not stat.S_ISREG(os.lstat(os.path.join(path, name)).st_mode):
+                return f"{name} is not a regular file"
+    if is_empty(path) or sys.maxsize < 2**32:
+        return None  # the verifier knows the files of 64-bit machines only
+    try:
+        problems = lmdb_verify.verify(path, subdir=True)  # type: ignore[no-untyped-call]
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001 - bytes that the verifier itself trips over are damaged
+        return f"{DATA_NAME}: {error}"
+    return f"{DATA_NAME}: {problems[0]}" if problems else None
+
+
+# --- moving suspect bytes aside -----------------------------------------------------------------------------------
+
+
+def move_aside(path: str, quarantine: str, reason: str) -> str:
+    """Move the files in `path` (or `path` itself, if it is no directory) to the directory `quarantine`, with a note.
+
+    Returns the name of the note. `path` is an empty directory afterwards. Raises OSError.
+
+    Crash story: the note is durable before the first rename. A crash between two renames leaves a lock file, which
+    LMDB takes over, or damage that is found again; renames that a power cut takes back are found again too.
+    """
+    make_directory(quarantine)
+    number = 1
+    while os.path.lexists(os.path.join(quarantine, f"state-{number}.note")):
+        number += 1
+    prefix = os.path.join(quarantine, f"state-{number}")
+    _write_new(f"{prefix}.note", f"{path}: {reason}\n".encode())
+    sync_directory(quarantine)
+    if stat.S_ISDIR(os.lstat(path).st_mode):
+        for name in (DATA_NAME, LOCK_NAME):
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(os.path.join(path, name), f"{prefix}.{name}")
+        sync_directory(path)
+    else:
+        os.rename(path, f"{prefix}.bytes")
+        make_directory(path)
+    sync_directory(quarantine)
+    return f"{prefix}.note"
+
+
+def keep_copy(quarantine: str, value: bytes, reason: str) -> None:
+    """Copy a damaged value to the directory `quarantine`, with a note; the same value only once. Raises OSError."""
+    make_directory(quarantine)
+    prefix = os.path.join(quarantine, f"state-value-{crc32c(value, 0):08x}")
+    with contextlib.suppress(FileExistsError):
+        _write_new(f"{prefix}.bytes", value)
+        _write_new(f"{prefix}.note", f"{reason}\n".encode())
+        sync_directory(quarantine)
+
+
+def make_directory(path: str) -> None:
+    """Make a directory, mode 0700, durable in its parent; an existing one is left alone. Raises OSError."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+        sync_directory(os.path.dirname(os.path.abspath(path)))
+
+
+def sync_directory(path: str) -> None:
+    """Make the names in a directory durable. Raises OSError."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _write_new(path: str, data: bytes) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(file, view) :]
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+# --- errors -------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def os_errors(path: str, done: str) -> Iterator[None]:
+    """Turn OSError into StorageError: `path` could not be `done`."""
+    try:
+        yield
+    except OSError as error:
+        raise _storage_error(path, done, error.strerror or str(error), error.errno) from error
+
+
+@contextlib.contextmanager
+def lmdb_errors(path: str, done: str) -> Iterator[None]:
+    """Turn LMDB's errors into DamagedFileError or StorageError; errors of the system keep their errno."""
+    try:
+        yield
+    except lmdb.Error as error:
+        # Positive codes are errno, negative ones LMDB's; py-lmdb itself has none.
+        if error.code > 0:
+            raise _storage_error(path, done, str(error), error.code) from error
+        ours = isinstance(error, _NOT_DAMAGE) or (error.code == 0 and "data format" not in str(error))
+        if ours:
+            raise _storage_error(path, done, str(error), None) from error
+        raise DamagedFileError(str(error)) from error
+
+
+def _storage_error(path: str, done: str, reason: str, code: int | None) -> StorageError:
+    if code in {errno.ENOSPC, errno.EDQUOT}:
+        hint = "make room on the disk"
+    elif code in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        hint = "make the directory and its files writable for this user"
+    elif code in {errno.EMFILE, errno.ENFILE}:
+        hint = "allow more open files (ulimit -n)"
+    elif code == errno.ENOMEM:
+        hint = "allow more address space (ulimit -v)"
+    else:
+        hint = "check the disk, then open the store again; nothing acknowledged is lost"
+    return StorageError(f"{path} could not be {done} ({reason}): {hint}", path=path, errno=code)

@@ -419,7 +419,7 @@ def _highest_lsn(facts: StoreFacts) -> int:
     for segment in facts.segments:
         lsns.append(segment.last_lsn)
         if segment.header is not None:
-            lsns.append(segment.header.prev_last_lsn)
+            lsns += [segment.header.prev_last_lsn, segment.header.checkpointed_lsn]
         if segment.scan is not None and segment.scan.damage is not None:
             lsns.append(segment.scan.damage.seen_lsn)
     if facts.checkpoint is not None:

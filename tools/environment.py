@@ -45,7 +45,7 @@ def install(*, development: bool) -> None:
     except (OSError, subprocess.CalledProcessError) as error:
         fail(f"could not make {VENV}: {error}")
     requirements = dev_requirements() if development else []
-    pip_install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip_install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--use-pep517"]
     step("install", [*pip_install, "--editable", str(ROOT), *requirements], dict(os.environ))
     STAMP.write_text(f"{wanted}\n{'development' if development else 'use'}", encoding="utf-8")
 

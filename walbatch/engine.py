@@ -16,20 +16,25 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from walbatch import limits
-from walbatch.backends.function import as_backend
 from walbatch.backends.urls import url_of
 from walbatch.config import NS_PER_MS, NS_PER_S, Lane, Settings
-from walbatch.core.batcher import CutLimits
-from walbatch.core.frame import FrameError, FrameHeader, FrameType, SegmentHeader, decode_body
 from walbatch.core.recovery import Case
 from walbatch.core.routing import shard_of, shards_of
 from walbatch.errors import (
     ConfigError,
-    CorruptionError,
     EngineClosed,
-    OperationTooLarge,
     StorageError,
     WalbatchError,
+)
+from walbatch.lanes import (
+    OperationLimits,
+    check_lanes,
+    check_priority,
+    check_remembered,
+    close_backends,
+    kinds_in_log,
+    set_up,
+    trimmed_count,
 )
 from walbatch.metrics import CloseReport, EngineStats
 from walbatch.ports import Backend, Clock, Entropy, FileSystem, StateStore, Threads
@@ -43,8 +48,8 @@ from walbatch.storage.filesystem import RealFileSystem
 from walbatch.storage.layout import Layout
 from walbatch.storage.log import Log, LogSettings
 from walbatch.storage.store import OpenStore, open_store, storage_errors
-from walbatch.storage.survey import Progress, survey
-from walbatch.types import PRIORITY_MAX, PRIORITY_NORMAL, Durability, LaneMemory, Mark, Order, Position
+from walbatch.storage.survey import Progress
+from walbatch.types import PRIORITY_NORMAL, Durability, LaneMemory, Position
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -85,7 +90,7 @@ class Engine:
         self._backends = [setup.backend for setup in setups if setup.backend is not None]
         self._index = {setup.name: index for index, setup in enumerate(setups)}
         self._ranges = {
-            name: _PayloadLimits.of(setup) for name, setup in zip(self._index, setups, strict=True)
+            name: OperationLimits.of(setup) for name, setup in zip(self._index, setups, strict=True)
         }
         self._state = "open"
         self._failure: WalbatchError | None = None
@@ -121,7 +126,7 @@ class Engine:
             log=log, state=store.state, clock=clock, threads=threads, interval_ns=int(settings.checkpoint_ms * NS_PER_MS),
             base=CheckpointBase(
                 generation=checkpoint.generation if checkpoint else 0, epoch=plan.epoch,
-                settled_count=checkpoint.settled_count if checkpoint else _trimmed_count(store),
+                settled_count=checkpoint.settled_count if checkpoint else trimmed_count(store),
             ),
             settled=self._dispatcher.settled, durable_lsn=lambda: self._committer.durable_lsn, on_failure=self._fail,
         )  # fmt: skip
@@ -157,7 +162,7 @@ class Engine:
         """
         settings = settings or Settings()
         environment = environment or Environment()
-        _check_lanes(lanes)
+        check_lanes(lanes)
         fs, threads = environment.fs, environment.threads
         root = os.path.realpath(os.fspath(path))
         store = open_store(
@@ -168,13 +173,13 @@ class Engine:
         opened: list[Backend] = []
         try:
             remembered, _ = store.state.load_lanes()
-            _check_remembered(lanes, remembered)
+            check_remembered(lanes, remembered)
             kinds = (
-                _kinds_in_log(fs, store)
+                kinds_in_log(fs, store)
                 if store.facts.checkpoint is None and store.facts.segments
                 else frozenset()
             )
-            setups = _set_up(store, lanes, remembered, kinds, opened)
+            setups = set_up(store, lanes, remembered, kinds, opened)
             # Lanes are remembered before the first of their operations can be logged.
             store.state.save_lanes(
                 {
@@ -205,7 +210,7 @@ class Engine:
                     log.close(next_lsn=None)
                     raise
         except BaseException:
-            _close_backends(opened)
+            close_backends(opened)
             store.state.close()
             store.lock.release()
             raise
@@ -280,7 +285,7 @@ class Engine:
         durability "none" the range is empty. Raises as `submit`.
         """
         limit, index, lane, shards_count = self._lane(kind)
-        _check_priority(priority)
+        check_priority(priority)
         keys: list[bytes] = []
         payloads: list[bytes] = []
         for pair in operations:
@@ -308,7 +313,7 @@ class Engine:
         self, kind: str, key: Payload, payload: Payload, priority: int, timeout: float | None, *, wait: bool
     ) -> Ticket:
         limit, index, lane, shards = self._lane(kind)
-        _check_priority(priority)
+        check_priority(priority)
         key = limit.key(kind, key)
         payload = limit.payload(kind, payload)
         shard = shard_of(key, shards) if shards > 1 else 0
@@ -329,7 +334,7 @@ class Engine:
             lane=kind, lsn=lsn, durability=Durability(lane.durability), durable=durable, settled=settled
         )
 
-    def _lane(self, kind: str) -> tuple[_PayloadLimits, int, Lane, int]:
+    def _lane(self, kind: str) -> tuple[OperationLimits, int, Lane, int]:
         if not self._store.lock.held:
             raise EngineClosed(
                 f"the engine of {self.path} is closed, or was opened by the process that this one was forked from: open it again"
@@ -463,7 +468,7 @@ class Engine:
             with contextlib.suppress(OSError, StorageError):
                 if not log_closed:
                     self._log.close(next_lsn=None)
-            _close_backends(self._backends)
+            close_backends(self._backends)
             self._store.state.close()
             self._store.lock.release()
         settled = self._dispatcher.settled_count()
@@ -510,191 +515,3 @@ def _close_at_exit() -> None:
 
 
 atexit.register(_close_at_exit)
-
-
-# --- checking and setting up lanes ---
-
-
-@dataclass(frozen=True, slots=True)
-class _PayloadLimits:
-    """What a lane's operations may look like: the engine's limits, narrowed by its backend's."""
-
-    key_bytes_min: int
-    key_bytes_max: int
-    payload_bytes_max: int
-
-    @classmethod
-    def of(cls, setup: LaneSetup) -> _PayloadLimits:
-        backend = setup.backend
-        return cls(
-            getattr(backend, "key_bytes_min", 0),
-            min(limits.KEY_BYTES_MAX, getattr(backend, "key_bytes_max", limits.KEY_BYTES_MAX)),
-            min(limits.PAYLOAD_BYTES_MAX, getattr(backend, "payload_bytes_max", limits.PAYLOAD_BYTES_MAX)),
-        )
-
-    def key(self, kind: str, key: object) -> bytes:
-        """The key as bytes of its own, checked."""
-        if type(key) is not bytes:
-            key = _to_bytes(kind, "key", key)
-        if not self.key_bytes_min <= len(key) <= self.key_bytes_max:
-            raise OperationTooLarge(
-                f"lane {kind!r}: the key has {len(key):,} bytes, but must have {self.key_bytes_min:,} to {self.key_bytes_max:,}"
-            )
-        return key
-
-    def payload(self, kind: str, payload: object) -> bytes:
-        """The payload as bytes of its own, checked."""
-        if type(payload) is not bytes:
-            payload = _to_bytes(kind, "payload", payload)
-        if len(payload) > self.payload_bytes_max:
-            raise OperationTooLarge(
-                f"lane {kind!r}: the payload has {len(payload):,} bytes, but at most {self.payload_bytes_max:,} are allowed; "
-                "store it elsewhere and submit its name"
-            )
-        return payload
-
-
-def _to_bytes(kind: str, name: str, value: object) -> bytes:
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return bytes(value)
-    hint = ": encode it first, for example with .encode()" if isinstance(value, str) else ""
-    raise ConfigError(f"lane {kind!r}: {name} must be bytes, not {type(value).__name__}{hint}")
-
-
-def _check_priority(priority: int) -> None:
-    if type(priority) is not int or not 0 <= priority <= PRIORITY_MAX:
-        raise ConfigError(f"priority must be an int from 0 to {PRIORITY_MAX}, not {priority!r}")
-
-
-def _check_lanes(lanes: Mapping[str, Lane]) -> None:
-    if not isinstance(lanes, Mapping):
-        raise ConfigError(f"lanes must be a mapping of kind to Lane, not {type(lanes).__name__}")
-    problems = []
-    if not 0 < len(lanes) <= limits.KINDS_MAX:
-        problems.append(f"{len(lanes)} lanes given, but a store has 1 to {limits.KINDS_MAX}")
-    for name, lane in lanes.items():
-        if (
-            not isinstance(name, str)
-            or not 0 < len(name.encode("utf-8", "replace")) <= limits.KIND_BYTES_MAX
-            or not name.isprintable()
-        ):
-            problems.append(
-                f"lane name {name!r} must be printable text of 1 to {limits.KIND_BYTES_MAX} bytes"
-            )
-        if not isinstance(lane, Lane):
-            problems.append(
-                f"lane {name!r} must be a Lane, not {type(lane).__name__}; write Lane({type(lane).__name__}(...))"
-            )
-    if problems:
-        raise ConfigError(*problems)
-
-
-def _check_remembered(lanes: Mapping[str, Lane], remembered: Mapping[str, LaneMemory]) -> None:
-    """Shards are stable for ever: a key must stay in the shard where its earlier operations went."""
-    problems = [
-        f"lane {name!r} was made with {memory.shards} shards and is opened with {lane.shards}: the number cannot change; open it "
-        f"with {memory.shards}, or use a new lane name"
-        for name, lane in lanes.items()
-        if (memory := remembered.get(name)) is not None and memory.shards != lane.shards
-    ]
-    count = len({*lanes, *remembered})
-    if count > limits.KINDS_MAX:
-        problems.append(f"the store would have {count} lanes, but at most {limits.KINDS_MAX} are allowed")
-    if problems:
-        raise ConfigError(*problems)
-
-
-def _set_up(
-    store: OpenStore,
-    lanes: Mapping[str, Lane],
-    remembered: Mapping[str, LaneMemory],
-    kinds: Iterable[str],
-    opened: list[Backend],
-) -> list[LaneSetup]:
-    """Open the backends (collected in `opened`), ask what they hold, describe every lane."""
-    checkpoint = store.facts.checkpoint
-    setups = []
-    held = {name: Lane(shards=memory.shards) for name, memory in remembered.items()}
-    for name, lane in {**{kind: Lane() for kind in sorted(kinds)}, **held, **lanes}.items():
-        backend = None
-        if lane.backend is not None:
-            backend = as_backend(lane.backend)
-            opener = getattr(backend, "open", None)
-            if callable(opener):
-                opener(name, lane.shards, store.uuid)
-            opened.append(backend)
-        known = checkpoint.lanes.get(name) if checkpoint else None
-        watermark = checkpoint.watermark if checkpoint else 0
-        counted = (
-            known.shards
-            if known and len(known.shards) == lane.shards
-            else (Mark(watermark=watermark),) * lane.shards
-        )
-        transactional = callable(getattr(backend, "applied_mark", None))
-        logged = lane.durability is not Durability.NONE
-        initial = counted
-        if transactional and logged:
-            marks = [backend.applied_mark(shard) for shard in range(lane.shards)]  # type: ignore[union-attr]
-            _check_marks(store, name, marks)
-            initial = tuple(mark.union(held) for mark, held in zip(counted, marks, strict=True))
-        setups.append(
-            LaneSetup(
-                name=name, backend=backend, transactional=transactional, shards=lane.shards, order=Order(lane.order),
-                durability=Durability(lane.durability),
-                cut_limits=CutLimits(count=lane.trigger.count, bytes=lane.trigger.bytes, linger_ns=lane.trigger.linger_ns),
-                retry_base_s=lane.retry.base_s, retry_ceiling_s=lane.retry.ceiling_s,
-                initial=tuple(initial) if logged else (Mark(),) * lane.shards, counted=tuple(counted),
-            )
-        )  # fmt: skip
-    return setups
-
-
-def _check_marks(store: OpenStore, lane: str, marks: Sequence[Mark]) -> None:
-    """A backend's mark never names what the log has not held durably, nor a later incarnation: the log would be an old copy.
-
-    Going on would hand out LSNs that the backend takes for applied, and leave their operations out.
-    """
-    last_lsn = max((segment.last_lsn for segment in store.facts.segments), default=0)
-    named = max((mark.ranges[-1][1] if mark.ranges else mark.watermark for mark in marks), default=0)
-    epoch = max((mark.epoch for mark in marks), default=0)
-    if named > last_lsn or epoch >= store.plan.epoch:
-        raise CorruptionError(
-            f"the backend of lane {lane!r} has applied operations up to LSN {named} (incarnation {epoch}), but the log of "
-            f"{store.layout.root} ends at {last_lsn} (incarnation {store.plan.epoch - 1}): the store lost its end, or is an older "
-            "copy. Nothing was changed; restore the newest store, or give the lane a new backend",
-            path=store.layout.wal, first_lsn=last_lsn + 1, last_lsn=named, expected="a log that reaches the backend's mark",
-        )  # fmt: skip
-
-
-def _kinds_in_log(fs: FileSystem, store: OpenStore) -> frozenset[str]:
-    """Every kind that the log holds an operation of. Needed only when state/ is lost: it reads the whole log."""
-    kinds: set[str] = set()
-
-    def visit(_number: int, _header: SegmentHeader) -> Callable[[int, FrameHeader, bytes], None]:
-        def see(_offset: int, frame: FrameHeader, padded: bytes) -> None:
-            if frame.type is FrameType.OPERATIONS:
-                with contextlib.suppress(FrameError):
-                    kinds.update(decode_body(frame, padded).kinds)
-
-        return see
-
-    facts = store.facts
-    survey(
-        fs, store.layout, identity=facts.identity, store=facts.store, checkpoint=None, full=True, visit=visit
-    )
-    return frozenset(kinds)
-
-
-def _trimmed_count(store: OpenStore) -> int:
-    """Operations settled before the first segment there is: where to count from when state/ is lost."""
-    headers = [segment.header for segment in store.facts.segments if segment.header is not None]
-    return headers[0].operations_before if headers else 0
-
-
-def _close_backends(backends: Iterable[Backend]) -> None:
-    """Close every backend; one that fails must not keep the others open."""
-    for backend in backends:
-        closer = getattr(backend, "close", None)
-        if callable(closer):
-            with contextlib.suppress(Exception):
-                closer()

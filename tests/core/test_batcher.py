@@ -410,8 +410,9 @@ def test_stragglers_stop_the_shard_before_its_mark_grows_over_its_limit(
         assert rounds < 100
     assert queue.ready
     assert queue.next_due_ns() == 500
+    highest = queue._highest_cut
     assert due(queue, 500, draining=True) is not None
-    assert lsns(queue.cut())[0] < 20
+    assert max(lsns(queue.cut())) <= highest
 
 
 def test_a_hot_key_that_waits_is_no_way_around_that_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -534,7 +534,7 @@ def indexes(draw: st.DrawFn) -> FrameIndex:
         last_lsn=draw(lsns),
         operation_count=draw(st.integers(0, 2**40)),
         kinds=kinds,
-        offsets=[SECTOR * sector for sector in draw(st.lists(st.integers(1, 2**21), **few))],
+        offsets=[SECTOR * sector for sector in sorted(draw(st.sets(st.integers(1, 2**21), **few)))],
         first_lsns=array("Q", draw(st.lists(lsns, **few))),
         priorities=array("B", draw(st.lists(st.integers(0, 10), **few))),
         counts=array(
@@ -631,6 +631,8 @@ HOSTILE_FOOTERS = {
     "names without kinds": footer_bytes(frames=0, kinds=0, names=b"\x03put"),
     "names beyond the footer": footer_bytes(frames=0, kinds=1, names=b"\x03put", names_bytes=5),
     "a byte too many": footer_bytes(frames=0, kinds=0, names=b"") + b"\0",
+    "a frame where the header is": footer_bytes(frames=1, kinds=0, names=b"") + bytes(13),
+    "two frames in one place": footer_bytes(frames=2, kinds=0, names=b"") + b"\1\0\0\0" * 2 + bytes(18),
 }
 
 

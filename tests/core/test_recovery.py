@@ -224,7 +224,6 @@ SITUATIONS = {
         facts=store_of(
             file_of(replace(FIRST, salt=99), footer=footer_of(10)), CLEAN, checkpoint=checkpoint_of(9)
         ),
-        lsns=(11, 10),
     ),
     "W6: cut below what the next one proves": Situation(
         label="W6",
@@ -418,7 +417,7 @@ STORE_SITUATIONS = {
     "S5: new": (store_of(), "S5", Severity.FINE),
     "S5: new, without identity yet": (store_of(identity=IdentityState.MISSING), "S5", Severity.FINE),
     "S6: state is damaged": (store_of(SEALED, CLEAN, findings=["bad page"]), "S6", Severity.NOTE),
-    "S6: state is damaged, and the log empty": (store_of(findings=["bad page"]), "S6", Severity.NOTE),
+    "S4: the log is gone, and state damaged": (store_of(findings=["bad page"]), "S4", Severity.REFUSE),
     "S7: no checkpoint": (store_of(SEALED, CLEAN), "S7", Severity.NOTE),
     "S7: no checkpoint, and the beginning trimmed": (store_of(CLEAN), "S7", Severity.NOTE),
 }  # fmt: skip
@@ -472,10 +471,20 @@ def test_a_hole_below_the_watermark_is_no_hole() -> None:
     assert (plan.refusal, plan.first_segment) == (None, 3)
 
 
-def test_a_segment_before_an_unreadable_one_does_not_count_as_settled() -> None:
+def test_the_next_header_that_can_be_read_tells_what_is_settled() -> None:
     unreadable = file_of(None, number=2, state=HeaderState.BAD_CRC)
-    assert not settled_before([SEALED, unreadable], 0, 99)
+    third = file_of(segment_header(number=3, prev_last_lsn=20), scanned(30, clean=True))
     assert not settled_before([SEALED], 0, 99)
+    assert not settled_before([SEALED, unreadable], 0, 99)
+    assert not settled_before([SEALED, unreadable, third], 0, 19)
+    assert settled_before([SEALED, unreadable, third], 0, 20)
+
+
+def test_reading_back_never_starts_before_a_settled_segment_that_cannot_be_read() -> None:
+    unreadable = file_of(None, number=2, state=HeaderState.BAD_CRC)
+    third = file_of(segment_header(number=3, prev_last_lsn=20), scanned(30, clean=True))
+    plan = make_plan(store_of(SEALED, unreadable, third, checkpoint=checkpoint_of(20)))
+    assert (plan.refusal, plan.first_segment) == (None, 3)
 
 
 def test_reading_back_starts_at_the_oldest_segment_that_is_not_settled() -> None:
@@ -492,7 +501,7 @@ def test_reading_back_starts_at_the_oldest_segment_that_is_not_settled() -> None
 
 def test_a_segment_without_scan_or_footer_reaches_as_far_as_its_header_says() -> None:
     assert (file_of(SECOND).last_lsn, file_of(SECOND).operations, file_of(SECOND).end_offset) == (10, 0, 4096)
-    assert file_of(None, number=1).last_lsn == 0
+    assert (file_of(None, number=1).last_lsn, file_of(None, number=1).operations) == (0, 0)
     assert (SEALED.last_lsn, SEALED.operations) == (10, 10)
     assert (CLEAN.last_lsn, CLEAN.operations, CLEAN.end_offset) == (20, 10, 1024)
 
@@ -548,17 +557,17 @@ def test_a_refused_plan_does_nothing_although_its_last_segment_could_go_on() -> 
 # --- every plan ---------------------------------------------------------------------------------------------
 
 
+BREACHES = ["crc", "newer", "store", "number", "salt", "short", "skip", "gone"]
+
+
 @st.composite
 def stores(draw: st.DrawFn) -> StoreFacts:
     """A log of up to four segments that fit together, with random breaches, and a checkpoint that may not fit."""
     lsn = draw(st.sampled_from([0, 0, 5]))
-    number = draw(st.integers(1, 3))
-    breach = st.sampled_from([None] * 12 + ["crc", "newer", "store", "number", "salt", "short", "skip", "gone"])
-    salt, operations = 7, draw(st.integers(0, 5))
-    files: list[SegmentFacts] = []
-    count = draw(st.integers(0, 4))
-    for index in range(count):
-        wrong, span = draw(breach), draw(st.integers(0, 6))
+    number, salt, operations = draw(st.integers(1, 3)), 7, draw(st.integers(0, 5))
+    made: list[tuple[SegmentHeader, str | None, int]] = []
+    for _ in range(draw(st.integers(0, 4))):
+        wrong, span = draw(st.sampled_from([None] * 24 + BREACHES)), draw(st.integers(0, 6))
         header = segment_header(
             number=number,
             prev_last_lsn=lsn,
@@ -569,20 +578,14 @@ def stores(draw: st.DrawFn) -> StoreFacts:
             checkpointed_lsn=draw(st.integers(0, lsn)),
         )
         salt = header.salt
-        reach = max(lsn, lsn + span - 2) if wrong == "short" else lsn + span
-        last = index == count - 1
-        if wrong == "crc":
-            files.append(file_of(None, number=number, state=HeaderState.BAD_CRC))
-        elif wrong == "newer":
-            files.append(file_of(None, number=number, state=HeaderState.NEWER_VERSION))
-        elif wrong != "gone":
-            if wrong == "store":
-                header = replace(header, store=OTHER_STORE)
-            if wrong == "salt":
-                header = replace(header, salt=99)
-            files.append(draw(contents(header, reach, last=last, number=number + 5 * (wrong == "number"))))
+        made.append((header, wrong, max(lsn, lsn + span - 2) if wrong == "short" else lsn + span))
         lsn, operations = lsn + span, operations + span
         number += 2 if wrong == "skip" else 1
+    made = [part for part in made if part[1] != "gone"]
+    files = [
+        draw(contents(header, wrong, reach, last=index == len(made) - 1))
+        for index, (header, wrong, reach) in enumerate(made)
+    ]
     checkpoint = None
     if draw(st.booleans()):
         watermark = draw(st.integers(0, lsn + 1))
@@ -592,19 +595,30 @@ def stores(draw: st.DrawFn) -> StoreFacts:
             segment=draw(st.integers(0, number)),
             settled_count=draw(st.integers(0, 30)),
         )
-    identity = draw(st.sampled_from([IdentityState.VALID] * 9 + list(IdentityState)))
     return StoreFacts(
-        identity=identity,
+        identity=draw(st.sampled_from([IdentityState.VALID] * 9 + list(IdentityState))),
         store=STORE,
-        segments=tuple(sorted(files, key=lambda file: file.number)),
+        segments=tuple(files),
         checkpoint=checkpoint,
         state_findings=draw(st.sampled_from([(), (), ("damaged",)])),
     )
 
 
 @st.composite
-def contents(draw: st.DrawFn, header: SegmentHeader, reach: int, *, last: bool, number: int) -> SegmentFacts:
-    """A readable segment that reaches `reach`."""
+def contents(
+    draw: st.DrawFn, header: SegmentHeader, wrong: str | None, reach: int, *, last: bool
+) -> SegmentFacts:
+    """A segment that reaches `reach`, or what has become of it."""
+    number = header.number
+    if wrong in {"crc", "newer"}:
+        state = HeaderState.BAD_CRC if wrong == "crc" else HeaderState.NEWER_VERSION
+        return file_of(None, number=number, state=state)
+    if wrong == "store":
+        header = replace(header, store=OTHER_STORE)
+    elif wrong == "salt":
+        header = replace(header, salt=99)
+    elif wrong == "number":
+        header = replace(header, number=number + 50)
     operations = reach - header.prev_last_lsn
     if not last and draw(st.booleans()):
         return file_of(header, number=number, footer=footer_of(reach, operations))

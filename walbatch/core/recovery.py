@@ -270,11 +270,12 @@ def _store_cases(facts: StoreFacts) -> list[Case]:
 
 
 def settled_before(segments: Sequence[SegmentFacts], index: int, watermark: int) -> bool:
-    """Whether everything in segment `index` is settled, told by the next segment's header."""
-    if index + 1 >= len(segments):
-        return False
-    following = segments[index + 1].header
-    return following is not None and following.prev_last_lsn <= watermark
+    """Whether everything in segment `index` is settled, told by the next header that can be read."""
+    for later in range(index + 1, len(segments)):
+        following = segments[later].header
+        if following is not None:
+            return following.prev_last_lsn <= watermark
+    return False
 
 
 def _is_chained(facts: StoreFacts, index: int, watermark: int) -> bool:
@@ -336,25 +337,30 @@ def _segment_case(facts: StoreFacts, index: int, row: Row) -> Case:
         Decision.CORRUPT: Severity.REFUSE, Decision.NEWER: Severity.REFUSE_NEWER, Decision.QUARANTINE: Severity.NOTE,
     }.get(row.decision, Severity.FINE)  # fmt: skip
     first = last = None
+    offset = 0
     detail = ""
     if row.label == "W3":
         detail = f" ({segment.state})" if segment.header is None else " (another store or another number)"
     elif row.label == "W4" and segment.header is not None:
         first = facts.segments[index - 1].last_lsn + 1 if index else None
         last = segment.header.prev_last_lsn
+        if first is not None and first > last:
+            first = last = None  # nothing is missing in between: what stands there is another segment
     elif refused or damage is not None:
         first = segment.last_lsn + 1
+        offset = damage.offset if damage else segment.end_offset
         if index + 1 < len(facts.segments):
             following = facts.segments[index + 1].header
             last = following.prev_last_lsn if following else None
         elif refused:
-            durable_lsn = facts.checkpoint.durable_lsn if facts.checkpoint else 0
+            durable_lsn = (
+                max(facts.checkpoint.durable_lsn, facts.checkpoint.watermark) if facts.checkpoint else 0
+            )
             last = max(durable_lsn, damage.evidence_lsn if damage else 0, first)
         detail = f" ({damage.reason})" if damage else ""
     return Case(
         label=row.label, severity=severity, message=row.situation + detail, segment=segment.number,
-        offset=damage.offset if damage else segment.scan.end_offset if segment.scan and refused else 0,
-        first_lsn=first, last_lsn=last,
+        offset=offset, first_lsn=first, last_lsn=last,
     )  # fmt: skip
 
 

@@ -1,0 +1,211 @@
+"""Lanes, from what was asked for, what the store remembers, what the log holds and what the backends have applied.
+
+What is not here: the queues of a lane (`runtime.dispatcher`). Everything here runs while a store is being opened, or checks
+one argument of a submit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from walbatch import limits
+from walbatch.backends.function import as_backend
+from walbatch.config import Lane
+from walbatch.core.batcher import CutLimits
+from walbatch.core.frame import FrameError, FrameHeader, FrameType, SegmentHeader, decode_body
+from walbatch.errors import ConfigError, CorruptionError, OperationTooLarge
+from walbatch.ports import Backend, FileSystem
+from walbatch.runtime.dispatcher import LaneSetup
+from walbatch.storage.store import OpenStore
+from walbatch.storage.survey import survey
+from walbatch.types import PRIORITY_MAX, Durability, LaneMemory, Mark, Order
+
+
+@dataclass(frozen=True, slots=True)
+class OperationLimits:
+    """What a lane's operations may look like: the engine's limits, narrowed by its backend's."""
+
+    key_bytes_min: int
+    key_bytes_max: int
+    payload_bytes_max: int
+
+    @classmethod
+    def of(cls, setup: LaneSetup) -> OperationLimits:
+        """The limits of a lane."""
+        backend = setup.backend
+        return cls(
+            getattr(backend, "key_bytes_min", 0),
+            min(limits.KEY_BYTES_MAX, getattr(backend, "key_bytes_max", limits.KEY_BYTES_MAX)),
+            min(limits.PAYLOAD_BYTES_MAX, getattr(backend, "payload_bytes_max", limits.PAYLOAD_BYTES_MAX)),
+        )
+
+    def key(self, kind: str, key: object) -> bytes:
+        """The key as bytes of its own, checked."""
+        if type(key) is not bytes:
+            key = _to_bytes(kind, "key", key)
+        if not self.key_bytes_min <= len(key) <= self.key_bytes_max:
+            raise OperationTooLarge(
+                f"lane {kind!r}: the key has {len(key):,} bytes, but must have {self.key_bytes_min:,} to {self.key_bytes_max:,}"
+            )
+        return key
+
+    def payload(self, kind: str, payload: object) -> bytes:
+        """The payload as bytes of its own, checked."""
+        if type(payload) is not bytes:
+            payload = _to_bytes(kind, "payload", payload)
+        if len(payload) > self.payload_bytes_max:
+            raise OperationTooLarge(
+                f"lane {kind!r}: the payload has {len(payload):,} bytes, but at most {self.payload_bytes_max:,} are allowed; "
+                "store it elsewhere and submit its name"
+            )
+        return payload
+
+
+def _to_bytes(kind: str, name: str, value: object) -> bytes:
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    hint = ": encode it first, for example with .encode()" if isinstance(value, str) else ""
+    raise ConfigError(f"lane {kind!r}: {name} must be bytes, not {type(value).__name__}{hint}")
+
+
+def check_priority(priority: int) -> None:
+    """Raise ConfigError unless it is a priority."""
+    if type(priority) is not int or not 0 <= priority <= PRIORITY_MAX:
+        raise ConfigError(f"priority must be an int from 0 to {PRIORITY_MAX}, not {priority!r}")
+
+
+def check_lanes(lanes: Mapping[str, Lane]) -> None:
+    """Raise ConfigError with every problem of what `Engine.open` was given."""
+    if not isinstance(lanes, Mapping):
+        raise ConfigError(f"lanes must be a mapping of kind to Lane, not {type(lanes).__name__}")
+    problems = []
+    if not 0 < len(lanes) <= limits.KINDS_MAX:
+        problems.append(f"{len(lanes)} lanes given, but a store has 1 to {limits.KINDS_MAX}")
+    for name, lane in lanes.items():
+        if (
+            not isinstance(name, str)
+            or not 0 < len(name.encode("utf-8", "replace")) <= limits.KIND_BYTES_MAX
+            or not name.isprintable()
+        ):
+            problems.append(
+                f"lane name {name!r} must be printable text of 1 to {limits.KIND_BYTES_MAX} bytes"
+            )
+        if not isinstance(lane, Lane):
+            problems.append(
+                f"lane {name!r} must be a Lane, not {type(lane).__name__}; write Lane({type(lane).__name__}(...))"
+            )
+    if problems:
+        raise ConfigError(*problems)
+
+
+def check_remembered(lanes: Mapping[str, Lane], remembered: Mapping[str, LaneMemory]) -> None:
+    """Shards are stable for ever: a key must stay in the shard where its earlier operations went."""
+    problems = [
+        f"lane {name!r} was made with {memory.shards} shards and is opened with {lane.shards}: the number cannot change; open it "
+        f"with {memory.shards}, or use a new lane name"
+        for name, lane in lanes.items()
+        if (memory := remembered.get(name)) is not None and memory.shards != lane.shards
+    ]
+    count = len({*lanes, *remembered})
+    if count > limits.KINDS_MAX:
+        problems.append(f"the store would have {count} lanes, but at most {limits.KINDS_MAX} are allowed")
+    if problems:
+        raise ConfigError(*problems)
+
+
+def set_up(
+    store: OpenStore,
+    lanes: Mapping[str, Lane],
+    remembered: Mapping[str, LaneMemory],
+    kinds: Iterable[str],
+    opened: list[Backend],
+) -> list[LaneSetup]:
+    """Open the backends (collected in `opened`), ask what they hold, describe every lane."""
+    checkpoint = store.facts.checkpoint
+    setups = []
+    held = {name: Lane(shards=memory.shards) for name, memory in remembered.items()}
+    for name, lane in {**{kind: Lane() for kind in sorted(kinds)}, **held, **lanes}.items():
+        backend = None
+        if lane.backend is not None:
+            backend = as_backend(lane.backend)
+            opener = getattr(backend, "open", None)
+            if callable(opener):
+                opener(name, lane.shards, store.uuid)
+            opened.append(backend)
+        known = checkpoint.lanes.get(name) if checkpoint else None
+        watermark = checkpoint.watermark if checkpoint else 0
+        counted = (
+            known.shards
+            if known and len(known.shards) == lane.shards
+            else (Mark(watermark=watermark),) * lane.shards
+        )
+        transactional = callable(getattr(backend, "applied_mark", None))
+        logged = lane.durability is not Durability.NONE
+        initial = counted
+        if transactional and logged:
+            marks = [backend.applied_mark(shard) for shard in range(lane.shards)]  # type: ignore[union-attr]
+            _check_marks(store, name, marks)
+            initial = tuple(mark.union(held) for mark, held in zip(counted, marks, strict=True))
+        setups.append(
+            LaneSetup(
+                name=name, backend=backend, transactional=transactional, shards=lane.shards, order=Order(lane.order),
+                durability=Durability(lane.durability),
+                cut_limits=CutLimits(count=lane.trigger.count, bytes=lane.trigger.bytes, linger_ns=lane.trigger.linger_ns),
+                retry_base_s=lane.retry.base_s, retry_ceiling_s=lane.retry.ceiling_s,
+                initial=tuple(initial) if logged else (Mark(),) * lane.shards, counted=tuple(counted),
+            )
+        )  # fmt: skip
+    return setups
+
+
+def _check_marks(store: OpenStore, lane: str, marks: Sequence[Mark]) -> None:
+    """A backend's mark never names what the log has not held durably, nor a later incarnation: the log would be an old copy.
+
+    Going on would hand out LSNs that the backend takes for applied, and leave their operations out.
+    """
+    last_lsn = max((segment.last_lsn for segment in store.facts.segments), default=0)
+    named = max((mark.ranges[-1][1] if mark.ranges else mark.watermark for mark in marks), default=0)
+    epoch = max((mark.epoch for mark in marks), default=0)
+    if named > last_lsn or epoch >= store.plan.epoch:
+        raise CorruptionError(
+            f"the backend of lane {lane!r} has applied operations up to LSN {named} (incarnation {epoch}), but the log of "
+            f"{store.layout.root} ends at {last_lsn} (incarnation {store.plan.epoch - 1}): the store lost its end, or is an older "
+            "copy. Nothing was changed; restore the newest store, or give the lane a new backend",
+            path=store.layout.wal, first_lsn=last_lsn + 1, last_lsn=named, expected="a log that reaches the backend's mark",
+        )  # fmt: skip
+
+
+def kinds_in_log(fs: FileSystem, store: OpenStore) -> frozenset[str]:
+    """Every kind that the log holds an operation of. Needed only when state/ is lost: it reads the whole log."""
+    kinds: set[str] = set()
+
+    def visit(_number: int, _header: SegmentHeader) -> Callable[[int, FrameHeader, bytes], None]:
+        def see(_offset: int, frame: FrameHeader, padded: bytes) -> None:
+            if frame.type is FrameType.OPERATIONS:
+                with contextlib.suppress(FrameError):
+                    kinds.update(decode_body(frame, padded).kinds)
+
+        return see
+
+    facts = store.facts
+    survey(
+        fs, store.layout, identity=facts.identity, store=facts.store, checkpoint=None, full=True, visit=visit
+    )
+    return frozenset(kinds)
+
+
+def trimmed_count(store: OpenStore) -> int:
+    """Operations settled before the first segment there is: where to count from when state/ is lost."""
+    headers = [segment.header for segment in store.facts.segments if segment.header is not None]
+    return headers[0].operations_before if headers else 0
+
+
+def close_backends(backends: Iterable[Backend]) -> None:
+    """Close every backend; one that fails must not keep the others open."""
+    for backend in backends:
+        closer = getattr(backend, "close", None)
+        if callable(closer):
+            with contextlib.suppress(Exception):
+                closer()

@@ -414,6 +414,19 @@ def test_the_number_of_shards_cannot_change(tmp_path: Path) -> None:
     open_engine(tmp_path, Recorder(), shards=2).close()
 
 
+@pytest.mark.parametrize("state_is_lost", [False, True])
+def test_a_logged_lane_cannot_become_unlogged(tmp_path: Path, state_is_lost: bool) -> None:
+    engine = open_engine(tmp_path, None)
+    engine.submit("put", key=b"k", payload=b"v")
+    engine.close()
+    if state_is_lost:
+        for name in os.listdir(tmp_path / "q/state"):
+            os.unlink(tmp_path / "q/state" / name)
+    with pytest.raises(wb.ConfigError, match="was logged before"):
+        open_engine(tmp_path, Recorder(), durability="none")
+    assert drain(tmp_path).applied == [(1, b"k", b"v")]
+
+
 def test_losing_state_costs_delivery_again_and_nothing_else(tmp_path: Path) -> None:
     first = Recorder()
     with open_engine(tmp_path, first, shards=2) as engine:

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from walbatch import limits
-from walbatch.backends.urls import url_of
 from walbatch.config import NS_PER_MS, NS_PER_S, Lane, Settings
 from walbatch.core.recovery import Case
 from walbatch.core.routing import shard_of, shards_of
@@ -33,6 +32,7 @@ from walbatch.lanes import (
     check_remembered,
     close_backends,
     kinds_in_log,
+    lane_memory,
     set_up,
     trimmed_count,
 )
@@ -49,7 +49,7 @@ from walbatch.storage.layout import Layout
 from walbatch.storage.log import Log, LogSettings
 from walbatch.storage.store import OpenStore, open_store, storage_errors
 from walbatch.storage.survey import Progress
-from walbatch.types import PRIORITY_NORMAL, Durability, LaneMemory, Position
+from walbatch.types import PRIORITY_NORMAL, Durability, Position
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -172,19 +172,16 @@ class Engine:
         )  # fmt: skip
         opened: list[Backend] = []
         try:
-            remembered, _ = store.state.load_lanes()
-            check_remembered(lanes, remembered)
-            kinds = (
-                kinds_in_log(fs, store)
-                if store.facts.checkpoint is None and store.facts.segments
-                else frozenset()
-            )
+            remembered, lane_findings = store.state.load_lanes()
+            state_is_whole = store.facts.checkpoint is not None and not lane_findings
+            kinds = frozenset() if state_is_whole or not store.facts.segments else kinds_in_log(fs, store)
+            check_remembered(lanes, remembered, kinds)
             setups = set_up(store, lanes, remembered, kinds, opened)
             # Lanes are remembered before the first of their operations can be logged.
             store.state.save_lanes(
                 {
-                    setup.name: LaneMemory(name=setup.name, shards=setup.shards, url=url_of(lanes[setup.name].backend))
-                    for setup in setups if setup.name in lanes and setup.durability is not Durability.NONE
+                    name: lane_memory(name, lane, remembered.get(name))
+                    for name, lane in lanes.items() if lane.durability is not Durability.NONE
                 }
             )  # fmt: skip
             with storage_errors(root):

@@ -1,14 +1,16 @@
 """A read-only look at a store: what recovery would do, every segment's health, the operations in the log.
 
-What is not here: anything that writes. All functions work on a live store; its last frames may be in motion
-while they look, so what looks like damage is looked at again before it is believed.
+What is not here: anything that writes, and how to look at a store that an engine is writing to
+(`storage.observation`). All functions work on a live store.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from walbatch import limits
 from walbatch.core.checksum import crc32c_audit
@@ -20,31 +22,27 @@ from walbatch.core.frame import (
     FrameType,
     SegmentHeader,
     decode_body,
+    frame_seed,
 )
 from walbatch.core.recovery import (
     Case,
     Decision,
     IdentityState,
     Plan,
-    Severity,
-    StoreFacts,
     decide_segment,
     make_plan,
     view_segment,
 )
 from walbatch.core.routing import shards_of
 from walbatch.core.scanner import iterate_frames
-from walbatch.errors import CorruptionError, StorageError, WalbatchError
-from walbatch.ports import FileLock, StateStore
-from walbatch.storage.checkpoint import LmdbState
+from walbatch.errors import ConfigError, CorruptionError, WalbatchError
+from walbatch.ports import File, FileSystem
 from walbatch.storage.filesystem import RealFileSystem
 from walbatch.storage.layout import Layout, read_identity
-from walbatch.storage.store import collect_facts, raise_refusal, refusal_error, storage_errors, take_lock
-from walbatch.storage.survey import Progress, survey
+from walbatch.storage.observation import Observation, Watch, observe, read_state
+from walbatch.storage.store import raise_refusal, refusal_error, storage_errors, take_lock
+from walbatch.storage.survey import Progress
 from walbatch.types import Checkpoint, LaneMemory, Mark
-
-LOOKS_MAX = 3
-"""How often damage is looked at before it is believed: a live engine may have been in the middle of a write."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +59,8 @@ class SegmentReport:
     """The row of the decision table that applies."""
     decision: str
     damage: str | None
+    lost: int
+    """LSNs in it that an earlier salvage gave up. Some may never have named an operation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,50 +127,75 @@ class VerifyReport:
 
 
 @dataclass(slots=True)
-class _Count:
+class Count:
+    """Operations and the bytes of their keys and payloads."""
+
     operations: int = 0
     bytes: int = 0
 
 
-@dataclass(slots=True)
-class _Tally:
-    """What is counted while frames go by."""
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """What is counted while frames go by. `open_segment` is for the audit; None: no audit. Close it after one."""
 
     checkpoint: Checkpoint | None
-    audit: bool = False
-    pending: dict[str, _Count] = field(default_factory=dict)
+    open_segment: Callable[[int], File] | None = None
+    pending: dict[str, Count] = field(default_factory=dict)
     frames: int = 0
     operations: int = 0
     total_bytes: int = 0
     problems: list[str] = field(default_factory=list)
+    _file: File | None = None
 
-    def visit(self, number: int, _header: SegmentHeader) -> Callable[[int, FrameHeader, bytes], None]:
+    def visit(self, number: int, header: SegmentHeader) -> Callable[[int, FrameHeader, bytes], None]:
         """A function that sees every valid frame of segment `number`."""
+        if self.open_segment is not None:
+            self.close()
+            self._file = self.open_segment(number)
+            self._audit(number, 0, SECTOR, 0)
 
         def see(offset: int, frame: FrameHeader, padded: bytes) -> None:
             self.frames += 1
             self.total_bytes += frame.total_bytes
-            if self.audit and crc32c_audit(padded, 0) != frame.body_crc:
-                self.problems.append(
-                    f"segment {number} at offset {offset}: the two CRC-32C implementations disagree"
-                )
-            if frame.type is not FrameType.OPERATIONS:
-                return
-            self.operations += frame.count
-            try:
-                columns = decode_body(frame, padded)
-            except FrameError as error:
-                self.problems.append(
-                    f"segment {number} at offset {offset}: {error}, although its CRC is right"
-                )
-                return
-            for operation in _operations(number, offset, frame, columns, self.checkpoint):
-                if not operation.settled:
-                    count = self.pending.setdefault(operation.kind, _Count())
-                    count.operations += 1
-                    count.bytes += len(operation.key) + len(operation.payload)
+            if self.open_segment is not None:
+                seed = frame_seed(header.salt, number, offset)
+                self._audit(number, offset, limits.FRAME_HEADER_BYTES, seed)
+                if crc32c_audit(padded, 0) != frame.body_crc:
+                    self._disagree(number, offset)
+            if frame.type is FrameType.OPERATIONS:
+                self.count(number, offset, frame, padded)
 
         return see
+
+    def count(self, number: int, offset: int, frame: FrameHeader, padded: bytes) -> None:
+        """Count the operations of one frame, and what of them is pending."""
+        self.operations += frame.count
+        try:
+            columns = decode_body(frame, padded)
+        except FrameError as error:
+            self.problems.append(f"segment {number} at offset {offset}: {error}, although its CRC is right")
+            return
+        for operation in _operations(number, offset, frame, columns, self.checkpoint):
+            if not operation.settled:
+                count = self.pending.setdefault(operation.kind, Count())
+                count.operations += 1
+                count.bytes += len(operation.key) + len(operation.payload)
+
+    def close(self) -> None:
+        """Release the segment that was audited last."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _audit(self, number: int, offset: int, size: int, seed: int) -> None:
+        """Check the CRC at the end of a header with the second implementation."""
+        assert self._file is not None
+        data = self._file.read(size, offset)
+        if crc32c_audit(data[:-4], seed) != int.from_bytes(data[-4:], "little"):
+            self._disagree(number, offset)
+
+    def _disagree(self, number: int, offset: int) -> None:
+        self.problems.append(f"segment {number} at offset {offset}: the two CRC-32C implementations disagree")
 
 
 def look(
@@ -185,75 +210,70 @@ def look(
 
     Without `full`, what is settled or sealed is trusted, and pending operations are not counted by lane. With
     `lock`, the store's lock is held meanwhile (StoreLocked if an engine has it), so that the answer is exact.
-    Raises ConfigError for a path that is no store and StorageError for one that cannot be read; damage is
-    reported, not raised.
+    Without it, an engine may be at work: what is shown is what was durable when the look began, at least.
+    Raises ConfigError for a path that is no store, UnsupportedFormat for a newer state/, and StorageError for a
+    store that cannot be read; damage is reported, not raised.
     """
-    root = os.path.realpath(os.fspath(path))
+    layout = find_store(path)
     fs = RealFileSystem()
-    layout = Layout(root)
-    with storage_errors(root):
-        if not fs.is_directory(root):
-            raise StorageError(f"{root} is not a directory: there is no store", path=root)
-        held: FileLock | None = take_lock(fs, layout, b"") if lock and fs.exists(layout.lock) else None
-    try:
-        for attempt in range(LOOKS_MAX):
-            report = _look_once(fs, layout, full=full, audit=audit, progress=progress)
-            if report.store.refusal is None or held is not None or attempt + 1 == LOOKS_MAX:
-                return report
-        raise AssertionError("unreachable")
-    finally:
-        if held is not None:
-            held.release()
+    tally = Tally(checkpoint=None)
 
+    def begin(checkpoint: Checkpoint | None) -> Watch | None:
+        nonlocal tally
+        tally.close()
+        opener = (lambda number: fs.open_read(layout.segment(number))) if audit else None
+        tally = Tally(checkpoint=checkpoint, open_segment=opener)
+        return tally.visit if full else None
 
-def _look_once(
-    fs: RealFileSystem, layout: Layout, *, full: bool, audit: bool, progress: Progress | None
-) -> VerifyReport:
     with storage_errors(layout.root):
-        identity, uuid = read_identity(fs, layout)
-        state = open_state_for_reading(layout, uuid)
+        held = take_lock(fs, layout, b"") if lock and fs.exists(layout.lock) else None
         try:
-            checkpoint, findings = state.load_checkpoint() if state else (None, [])
-            lanes, lane_findings = state.load_lanes() if state else ({}, [])
+            found = observe(fs, layout, full=full, locked=held is not None, progress=progress, watch=begin)
+            quarantine = list_names(fs, layout.quarantine)
         finally:
-            if state is not None:
-                state.close()
-        tally = _Tally(checkpoint=checkpoint, audit=audit)
-        facts = survey(
-            fs, layout, identity=identity, store=uuid, checkpoint=checkpoint, state_findings=(*findings, *lane_findings),
-            full=full, progress=progress, visit=tally.visit if full else None,
-        )  # fmt: skip
-        live = _is_live(fs, layout)
-        quarantine = tuple(fs.list_directory(layout.quarantine)) if fs.is_directory(layout.quarantine) else ()
-    plan = make_plan(facts)
+            tally.close()
+            if held is not None:
+                held.release()
+    plan = make_plan(found.facts)
+    report = _report(layout, found, plan, tally if full else None, quarantine=quarantine)
     return VerifyReport(
-        store=_report(layout, facts, plan, lanes, tally if full else None, live=live, quarantine=quarantine),
-        frames=tally.frames, operations=tally.operations, bytes=tally.total_bytes, audited=audit, problems=tuple(tally.problems),
+        store=report, frames=tally.frames, operations=tally.operations, bytes=tally.total_bytes, audited=audit,
+        problems=tuple(tally.problems),
     )  # fmt: skip
 
 
-def open_state_for_reading(layout: Layout, uuid: bytes | None) -> StateStore | None:
-    """state/, opened so that nothing is written; None where the store has no identity or no state."""
-    if uuid is None:
-        return None
-    return LmdbState.open(layout.state, uuid, readonly=True, shared=True)
+def find_store(path: str | os.PathLike[str]) -> Layout:
+    """The layout of the store at `path`.
+
+    Raises ConfigError where there is none, StorageError where nobody can tell: what cannot be looked at must not
+    pass for what is not there.
+    """
+    root = os.path.realpath(os.fspath(path))
+    layout = Layout(root)
+    with storage_errors(root):
+        try:
+            names = {entry.name for entry in Path(root).iterdir()}
+        except FileNotFoundError:
+            raise ConfigError(f"{root} does not exist: check the path of the store") from None
+        except NotADirectoryError:
+            raise ConfigError(f"{root} is a file, and a store is a directory: check the path") from None
+        if not {"identity", "wal", "state"} & names:
+            raise ConfigError(f"{root} holds no store: check the path")
+        # A directory may be listed without its files being within reach.
+        with contextlib.suppress(FileNotFoundError):
+            Path(layout.identity).lstat()
+    return layout
 
 
-def _is_live(fs: RealFileSystem, layout: Layout) -> bool:
-    """Whether another opener holds the lock. The probe takes it for a moment if nobody does."""
-    if not fs.exists(layout.lock):
-        return False
-    probe = fs.lock(layout.lock, b"")
-    if isinstance(probe, bytes):
-        return True
-    probe.release()
-    return False
+def list_names(fs: FileSystem, path: str) -> tuple[str, ...]:
+    """The names in a directory; none where there is no directory."""
+    return tuple(fs.list_directory(path)) if fs.is_directory(path) else ()
 
 
 def _report(
-    layout: Layout, facts: StoreFacts, plan: Plan, lanes: Mapping[str, LaneMemory], tally: _Tally | None, *, live: bool,
-    quarantine: tuple[str, ...],
+    layout: Layout, found: Observation, plan: Plan, tally: Tally | None, *, quarantine: tuple[str, ...]
 ) -> StoreReport:  # fmt: skip
+    facts, lanes = found.facts, found.lanes
     checkpoint = facts.checkpoint
     segments = []
     usable = facts.identity is IdentityState.VALID
@@ -267,6 +287,7 @@ def _report(
                 first_lsn=header.first_lsn if header else 0, last_lsn=segment.last_lsn, operations=segment.operations,
                 label=row.label if row else "", decision=row.decision if row else Decision.CORRUPT,
                 damage=damage.reason if damage else None if header else str(segment.state),
+                lost=segment.scan.lost if segment.scan else 0,
             )
         )  # fmt: skip
     names = sorted({*lanes, *(tally.pending if tally else ())})
@@ -274,14 +295,14 @@ def _report(
     for name in names:
         memory = lanes.get(name)
         mark = checkpoint.lanes.get(name) if checkpoint else None
-        count = tally.pending.get(name, _Count()) if tally else None
+        count = tally.pending.get(name, Count()) if tally else None
         reports[name] = LaneReport(
             name=name, shards=memory.shards if memory else None, url=memory.url if memory else None,
             pending=count.operations if count else None, pending_bytes=count.bytes if count else None,
             settled_lsn=min((shard.watermark for shard in mark.shards), default=0) if mark else 0,
         )  # fmt: skip
     return StoreReport(
-        path=layout.root, uuid=facts.store.hex() if facts.store else None, live=live,
+        path=layout.root, uuid=facts.store.hex() if facts.store else None, live=found.live,
         durable_lsn=facts.segments[-1].last_lsn if facts.segments else 0, settled_lsn=checkpoint.watermark if checkpoint else 0,
         next_lsn=plan.next_lsn, checkpoint_generation=checkpoint.generation if checkpoint else None,
         settled_count=checkpoint.settled_count if checkpoint else 0,
@@ -297,14 +318,10 @@ def remembered_lanes(path: str | os.PathLike[str]) -> dict[str, LaneMemory]:
     layout = Layout(os.path.realpath(os.fspath(path)))
     fs = RealFileSystem()
     with storage_errors(layout.root):
-        _, uuid = read_identity(fs, layout) if fs.is_directory(layout.root) else (IdentityState.MISSING, None)
-        state = open_state_for_reading(layout, uuid)
-        if state is None:
+        if not fs.is_directory(layout.root):
             return {}
-        try:
-            return state.load_lanes()[0]
-        finally:
-            state.close()
+        _, uuid = read_identity(fs, layout)
+        return dict(read_state(layout, uuid)[1])
 
 
 def operations(
@@ -313,34 +330,28 @@ def operations(
 ) -> Iterator[LoggedOperation]:  # fmt: skip
     """The operations in the log, by LSN, settled ones included until their segment is trimmed. Memory: one frame.
 
-    Raises CorruptionError where the log is damaged, after everything before the damage was yielded.
+    Raises ConfigError for a path that is no store; CorruptionError where the log is damaged and UnsupportedFormat
+    where it is newer, after everything before that was yielded.
     """
-    layout = Layout(os.path.realpath(os.fspath(path)))
+    layout = find_store(path)
     fs = RealFileSystem()
     with storage_errors(layout.root):
-        _, uuid = read_identity(fs, layout)
-        state = open_state_for_reading(layout, uuid)
-        try:
-            facts = collect_facts(fs, layout, state)
-        finally:
-            if state is not None:
-                state.close()
+        facts = observe(fs, layout).facts
     for index, segment in enumerate(facts.segments):
         following = facts.segments[index + 1].header if index + 1 < len(facts.segments) else None
-        bound = following.prev_last_lsn if following else segment.last_lsn
-        if segment.header is None or (following and bound < first_lsn):
+        bound = min(following.prev_last_lsn if following else segment.last_lsn, last_lsn)
+        if segment.header is None or bound < first_lsn:
             continue
         if segment.scan is None and segment.footer is None and pending_only:
             continue  # settled
-        yield from (
-            operation
-            for operation in _segment_operations(fs, layout, segment.number, segment.header, bound, facts.checkpoint)
-            if first_lsn <= operation.lsn <= last_lsn and (kind is None or operation.kind == kind)
-            and (key is None or operation.key == key) and not (pending_only and operation.settled)
-        )  # fmt: skip
-    plan = make_plan(facts)
-    if plan.refusal is not None and plan.refusal.severity is Severity.REFUSE:
-        raise_refusal(plan, layout)
+        with storage_errors(layout.root):
+            yield from (
+                operation
+                for operation in _segment_operations(fs, layout, segment.number, segment.header, bound, facts.checkpoint)
+                if first_lsn <= operation.lsn <= last_lsn and (kind is None or operation.kind == kind)
+                and (key is None or operation.key == key) and not (pending_only and operation.settled)
+            )  # fmt: skip
+    raise_refusal(make_plan(facts), layout)
 
 
 def _segment_operations(

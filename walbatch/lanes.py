@@ -7,11 +7,12 @@ one argument of a submit.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from walbatch import limits
 from walbatch.backends.function import as_backend
+from walbatch.backends.urls import url_of
 from walbatch.config import Lane
 from walbatch.core.batcher import CutLimits
 from walbatch.core.frame import FrameError, FrameHeader, FrameType, SegmentHeader, decode_body
@@ -100,19 +101,37 @@ def check_lanes(lanes: Mapping[str, Lane]) -> None:
         raise ConfigError(*problems)
 
 
-def check_remembered(lanes: Mapping[str, Lane], remembered: Mapping[str, LaneMemory]) -> None:
-    """Shards are stable for ever: a key must stay in the shard where its earlier operations went."""
+def check_remembered(
+    lanes: Mapping[str, Lane], remembered: Mapping[str, LaneMemory], kinds: Collection[str]
+) -> None:
+    """Raise ConfigError where a lane is not what it was.
+
+    Shards are stable for ever: a key must stay in the shard where its earlier operations went. A lane that was logged may have
+    operations in the log, which a lane with durability "none" would never read. `kinds` are those that the log is known to hold.
+    """
     problems = [
         f"lane {name!r} was made with {memory.shards} shards and is opened with {lane.shards}: the number cannot change; open it "
         f"with {memory.shards}, or use a new lane name"
         for name, lane in lanes.items()
         if (memory := remembered.get(name)) is not None and memory.shards != lane.shards
     ]
+    problems += [
+        f"lane {name!r} was logged before and is opened with durability 'none', which would leave its operations in the log "
+        "undelivered: use a new lane name"
+        for name, lane in lanes.items()
+        if (name in remembered or name in kinds) and lane.durability is Durability.NONE
+    ]
     count = len({*lanes, *remembered})
     if count > limits.KINDS_MAX:
         problems.append(f"the store would have {count} lanes, but at most {limits.KINDS_MAX} are allowed")
     if problems:
         raise ConfigError(*problems)
+
+
+def lane_memory(name: str, lane: Lane, before: LaneMemory | None) -> LaneMemory:
+    """What to remember of a lane. A lane that is opened without a backend keeps the URL it had."""
+    url = url_of(lane.backend) if lane.backend is not None else before.url if before else None
+    return LaneMemory(name=name, shards=lane.shards, url=url)
 
 
 def set_up(

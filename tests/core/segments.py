@@ -172,9 +172,7 @@ def scan(
     lsn_bound: int | None = None,
     visit: Visit | None = None,
 ) -> SegmentScan:
-    return scan_segment(
-        reader(data), header=header, file_bytes=len(data), lsn_bound=lsn_bound, visit=visit
-    )
+    return scan_segment(reader(data), header=header, file_bytes=len(data), lsn_bound=lsn_bound, visit=visit)
 
 
 def flipped(data: bytes | bytearray, at: int, mask: int = 1) -> bytes:

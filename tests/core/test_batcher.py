@@ -20,7 +20,9 @@ LINGER_NS = 100
 FAR_NS = 10**18
 
 
-def queue_of(order: Order = Order.KEY, *, count: int = 4, size: int = 1000, linger_ns: int = LINGER_NS) -> ShardQueue:
+def queue_of(
+    order: Order = Order.KEY, *, count: int = 4, size: int = 1000, linger_ns: int = LINGER_NS
+) -> ShardQueue:
     return ShardQueue(order=order, cut_limits=CutLimits(count=count, bytes=size, linger_ns=linger_ns))
 
 
@@ -227,7 +229,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert len(self.ledger.mark(epoch=1).ranges) <= self.RANGES
 
 
-QueueMachine.TestCase.settings = settings(stateful_step_count=30, max_examples=150)
+QueueMachine.TestCase.settings = settings(stateful_step_count=30)
 TestQueueAgainstAModel = QueueMachine.TestCase
 
 
@@ -368,6 +370,27 @@ def test_a_key_waits_as_long_as_any_of_its_operations_asked_for(waits: dict[int,
     assert lsns(queue.cut()) == [1, 2]
 
 
+def test_what_waited_for_its_retry_does_not_linger_again() -> None:
+    queue = queue_of(count=2, linger_ns=FAR_NS)
+    push(queue, b"a", b"b")
+    queue.cut()
+    queue.finish_partly([0], {1: 500})
+    assert queue.next_due_ns() == 500
+    assert due(queue, 500) is CutReason.LINGER
+    assert lsns(queue.cut()) == [2]
+
+
+def test_a_flush_does_not_wait_behind_a_later_operation_that_was_tried_again() -> None:
+    queue = queue_of(count=2, linger_ns=FAR_NS)
+    push(queue, b"a", first_lsn=10)
+    push(queue, b"b", first_lsn=50)
+    queue.cut()
+    queue.finish_partly([], {0: 500, 1: 501})
+    queue.limits = CutLimits(count=9, bytes=1000, linger_ns=FAR_NS)
+    assert due(queue, 501, flush_lsn=20) is not None
+    assert set(lsns(queue.cut())) == {10, 50}
+
+
 def test_nothing_is_cut_where_all_that_is_ready_has_a_waiting_key() -> None:
     queue = queue_of(count=1)
     push(queue, b"a", b"a")
@@ -417,7 +440,7 @@ def test_stragglers_stop_the_shard_before_its_mark_grows_over_its_limit(
 
 def test_a_hot_key_that_waits_is_no_way_around_that_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "RANGES_MAX", 10)
-    queue, ledger = queue_of(count=4, size=10**6), ShardLedger(Mark())
+    queue, ledger = queue_of(count=8, size=10**6), ShardLedger(Mark())
     for lsn in range(1, 400, 2):
         queue.push(entry(lsn, b"hot" if lsn % 3 else b"%d" % lsn))
         ledger.admit(lsn)

@@ -35,7 +35,9 @@ def batch_of(*keys: bytes) -> Batch:
 
 @pytest.mark.parametrize("order", Order, ids=lambda order: order.value)
 def test_none_says_that_all_were_applied(order: Order) -> None:
-    assert judge(batch_of(b"a", b"b"), None, order) == Verdict(applied={0: None, 1: None}, retry={}, error=None)
+    assert judge(batch_of(b"a", b"b"), None, order) == Verdict(
+        applied={0: None, 1: None}, retry={}, error=None
+    )
 
 
 def test_results_are_handed_through() -> None:
@@ -97,7 +99,9 @@ def test_every_operation_is_either_applied_or_tried_again(
     def blocked(index: int) -> bool:
         if order is Order.NONE:
             return False
-        return any(failed < index and (order is Order.SHARD or keys[failed] == keys[index]) for failed in retries)
+        return any(
+            failed < index and (order is Order.SHARD or keys[failed] == keys[index]) for failed in retries
+        )
 
     assert verdict.applied == {i: result for i, result in results.items() if not blocked(i)}
     assert sorted([*verdict.applied, *verdict.retry]) == list(range(len(rows)))
@@ -119,7 +123,6 @@ WAITS = {
 @pytest.mark.parametrize(("after", "wait"), WAITS.values(), ids=WAITS.keys())
 def test_a_wait_is_cut_to_what_makes_sense(after: float, wait: float) -> None:
     assert judge(batch_of(b"a"), [Retry(after=after)], Order.KEY).retry == {0: wait}
-
 
 
 NONSENSE: Mapping[str, Any] = {

@@ -7,10 +7,11 @@ import tracemalloc
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core.segments import STORE, columns_of, flipped, segment_header
@@ -52,6 +53,13 @@ from walbatch.core.frame import (
 HEADER_BYTES = limits.FRAME_HEADER_BYTES
 SEED = frame_seed(7, 1, SECTOR)
 
+T = TypeVar("T")
+
+
+def exactly(count: int, elements: st.SearchStrategy[T]) -> st.SearchStrategy[list[T]]:
+    return st.lists(elements, min_size=count, max_size=count)
+
+
 kind_names = st.lists(st.text(min_size=1, max_size=16), min_size=1, max_size=4, unique=True).map(tuple)
 
 
@@ -59,13 +67,12 @@ kind_names = st.lists(st.text(min_size=1, max_size=16), min_size=1, max_size=4, 
 def operations(draw: st.DrawFn, *, count_max: int = 40) -> Columns:
     kinds = draw(kind_names)
     count = draw(st.integers(1, count_max))
-    few = {"min_size": count, "max_size": count}
     return Columns(
         kinds=kinds,
-        kind_indexes=draw(st.lists(st.integers(0, len(kinds) - 1), **few)),
-        priorities=draw(st.lists(st.integers(0, 10), **few)),
-        keys=draw(st.lists(st.binary(max_size=12), **few)),
-        payloads=draw(st.lists(st.binary(max_size=12), **few)),
+        kind_indexes=draw(exactly(count, st.integers(0, len(kinds) - 1))),
+        priorities=draw(exactly(count, st.integers(0, 10))),
+        keys=draw(exactly(count, st.binary(max_size=12))),
+        payloads=draw(exactly(count, st.binary(max_size=12))),
     )
 
 
@@ -203,7 +210,14 @@ def test_a_frame_header_comes_back_field_by_field(
     span = span if type_ in {FrameType.OPERATIONS, FrameType.VOID} else 0
     body = Body(codec=codec, count=count, stored_bytes=lengths[0], raw_bytes=lengths[1], padded=b"", crc=9)
     head = encode_frame_header(
-        body, type=type_, first_lsn=first_lsn, span=span, synced_lsn=synced_lsn, wall_ns=3, seed=seed, flags=flags
+        body,
+        type=type_,
+        first_lsn=first_lsn,
+        span=span,
+        synced_lsn=synced_lsn,
+        wall_ns=3,
+        seed=seed,
+        flags=flags,
     )
     assert len(head) == HEADER_BYTES
     assert decode_frame_header(head, seed=seed) == FrameHeader(
@@ -226,7 +240,9 @@ def test_the_last_lsn_of_a_frame_without_lsns_is_the_one_before_it() -> None:
     assert (header.first_lsn, header.last_lsn, header.total_bytes) == (1, 0, SECTOR)
 
 
-@pytest.mark.parametrize("payloads", [[b""], [b"payload"] * 3, [bytes(700)]], ids=["empty", "three", "compressed"])
+@pytest.mark.parametrize(
+    "payloads", [[b""], [b"payload"] * 3, [bytes(700)]], ids=["empty", "three", "compressed"]
+)
 def test_a_single_flipped_bit_anywhere_in_a_frame_is_rejected(payloads: list[bytes]) -> None:
     data = frame_of(encode_body(columns_of(payloads), compress_bytes_min=600))
     for bit in range(8 * len(data)):
@@ -401,10 +417,14 @@ HOSTILE_BODIES = {
     "same name twice": body_bytes(KEY, PAYLOAD, names=b"\x03put\x03put", kind_count=2),
     "kind out of the table": body_bytes(KEY, PAYLOAD, (Column.KIND, 0, 0, 1)),
     "priority eleven": body_bytes(KEY, PAYLOAD, (Column.PRIORITY, 0, 0, 11)),
-    "key over its limit": body_bytes((Column.KEY_BYTES, 0, 0, limits.KEY_BYTES_MAX + 1), PAYLOAD, tail=bytes(5000)),
+    "key over its limit": body_bytes(
+        (Column.KEY_BYTES, 0, 0, limits.KEY_BYTES_MAX + 1), PAYLOAD, tail=bytes(5000)
+    ),
     "key of 2^64 - 1 bytes": body_bytes((Column.KEY_BYTES, 0, 0, HUGE), PAYLOAD),
     "payload of 2^64 - 1 bytes": body_bytes(KEY, (Column.PAYLOAD_BYTES, 0, 0, HUGE)),
-    "payload of 2^64 - 1 bytes in an array": body_bytes(KEY, (Column.PAYLOAD_BYTES, 8, 0, 0), tail=b"\xff" * 8),
+    "payload of 2^64 - 1 bytes in an array": body_bytes(
+        KEY, (Column.PAYLOAD_BYTES, 8, 0, 0), tail=b"\xff" * 8
+    ),
     "a byte too many": body_bytes(KEY, PAYLOAD, tail=b"\x00"),
     "a byte too few": body_bytes((Column.KEY_BYTES, 0, 0, 1), PAYLOAD),
 }
@@ -423,7 +443,9 @@ def test_the_parts_that_the_lies_are_made_of_are_valid_when_they_fit() -> None:
     assert plain(decode_body(*hostile_frame(raw))) == (("put",), [0], [5], [b""], [b"pp"])
 
 
-@given(raw=st.binary(max_size=300), count=st.integers(1, limits.FRAME_COUNT_MAX), codec=st.sampled_from(Codec))
+@given(
+    raw=st.binary(max_size=300), count=st.integers(1, limits.FRAME_COUNT_MAX), codec=st.sampled_from(Codec)
+)
 def test_arbitrary_bytes_under_valid_crcs_decode_or_raise_a_frame_error(
     raw: bytes, count: int, codec: Codec
 ) -> None:
@@ -448,7 +470,9 @@ def test_a_changed_byte_under_valid_crcs_decodes_or_raises_a_frame_error(
     assert len(changed.keys) == len(changed.payloads) == body.count
 
 
-@pytest.mark.parametrize("type_", [FrameType.STAMP, FrameType.SEAL, FrameType.VOID], ids=lambda type_: type_.name)
+@pytest.mark.parametrize(
+    "type_", [FrameType.STAMP, FrameType.SEAL, FrameType.VOID], ids=lambda type_: type_.name
+)
 def test_a_frame_without_operations_has_no_columns_to_decode(type_: FrameType) -> None:
     header, padded = hostile_frame(body_bytes(KEY, PAYLOAD))
     with pytest.raises(FrameError):
@@ -528,18 +552,18 @@ def test_a_compressed_body_that_is_not_what_the_header_says_costs_no_memory(bomb
 def indexes(draw: st.DrawFn) -> FrameIndex:
     frames = draw(st.integers(0, 20))
     kinds = draw(kind_names) if frames else ()
-    few = {"min_size": frames, "max_size": frames}
     numbers = st.integers(0, 2**32 - 1)
     return FrameIndex(
         last_lsn=draw(lsns),
         operation_count=draw(st.integers(0, 2**40)),
         kinds=kinds,
-        offsets=[SECTOR * sector for sector in sorted(draw(st.sets(st.integers(1, 2**21), **few)))],
-        first_lsns=array("Q", draw(st.lists(lsns, **few))),
-        priorities=array("B", draw(st.lists(st.integers(0, 10), **few))),
-        counts=array(
-            "I", draw(st.lists(numbers, min_size=frames * len(kinds), max_size=frames * len(kinds)))
-        ),
+        offsets=[
+            SECTOR * sector
+            for sector in sorted(draw(st.sets(st.integers(1, 2**21), min_size=frames, max_size=frames)))
+        ],
+        first_lsns=array("Q", draw(exactly(frames, lsns))),
+        priorities=array("B", draw(exactly(frames, st.integers(0, 10)))),
+        counts=array("I", draw(exactly(frames * len(kinds), numbers))),
     )
 
 
@@ -619,7 +643,10 @@ def hostile_footer(raw: bytes, *, raw_bytes: int | None = None) -> tuple[FrameHe
 
 
 def footer_bytes(*, frames: int, kinds: int, names: bytes, names_bytes: int | None = None) -> bytes:
-    return struct.pack("<QQQIIII", 1, 1, 0, frames, kinds, len(names) if names_bytes is None else names_bytes, 0) + names
+    return (
+        struct.pack("<QQQIIII", 1, 1, 0, frames, kinds, len(names) if names_bytes is None else names_bytes, 0)
+        + names
+    )
 
 
 HOSTILE_FOOTERS = {
@@ -685,7 +712,9 @@ def test_a_frame_that_is_no_footer_is_not_read_as_one(change: Callable[[FrameHea
     store=st.binary(min_size=16, max_size=16),
     salt=st.integers(0, 2**64 - 1),
     epoch=st.integers(0, limits.LSN_MAX - 1),
-    numbers=st.lists(st.integers(0, limits.SEGMENT_NUMBER_MAX), min_size=2, max_size=2, unique=True).map(sorted),
+    numbers=st.lists(st.integers(0, limits.SEGMENT_NUMBER_MAX), min_size=2, max_size=2, unique=True).map(
+        sorted
+    ),
     prev_last_lsn=st.integers(0, limits.LSN_MAX - 1),
     counts=st.tuples(st.integers(0, limits.LSN_MAX), st.integers(0, limits.LSN_MAX)),
     wall_ns=st.integers(0, 2**64 - 1),
@@ -767,7 +796,6 @@ def test_the_first_sector_of_a_segment_is(sector: bytes, state: HeaderState) -> 
 
 
 @given(data=st.binary(max_size=600), magic=st.booleans())
-@settings(max_examples=50)
 def test_arbitrary_bytes_are_no_segment_header(data: bytes, *, magic: bool) -> None:
     state, header = decode_segment_header((SEGMENT_MAGIC if magic else b"") + data)
     assert header is None
@@ -777,6 +805,13 @@ def test_arbitrary_bytes_are_no_segment_header(data: bytes, *, magic: bool) -> N
 def test_a_copied_frame_says_so() -> None:
     body = encode_body(columns_of([b"payload"]))
     head = encode_frame_header(
-        body, type=FrameType.OPERATIONS, first_lsn=9, span=1, synced_lsn=8, wall_ns=1, seed=SEED, flags=FLAG_COPIED
+        body,
+        type=FrameType.OPERATIONS,
+        first_lsn=9,
+        span=1,
+        synced_lsn=8,
+        wall_ns=1,
+        seed=SEED,
+        flags=FLAG_COPIED,
     )
     assert decode_frame_header(head, seed=SEED).flags == FLAG_COPIED

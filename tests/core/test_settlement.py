@@ -122,7 +122,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert watermark >= self.ledger.frontier
 
 
-LedgerMachine.TestCase.settings = settings(stateful_step_count=20, max_examples=100)
+LedgerMachine.TestCase.settings = settings(stateful_step_count=20)
 TestLedgerAgainstSets = LedgerMachine.TestCase
 
 

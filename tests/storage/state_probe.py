@@ -43,7 +43,9 @@ def checkpoint(generation: int) -> Checkpoint:
     )
 
 
-LANES = {f"lane-{number}": LaneMemory(name=f"lane-{number}", shards=4, url="lmdb:///data") for number in range(9)}
+LANES = {
+    f"lane-{number}": LaneMemory(name=f"lane-{number}", shards=4, url="lmdb:///data") for number in range(9)
+}
 
 
 def make(path: Path) -> None:
@@ -61,15 +63,21 @@ def damaged(data: bytes, kind: str, chance: random.Random, count: int) -> Iterat
     pages = -(-len(used) // PAGE)
     match kind:
         case "cut":
-            sizes = [*range(0, pages * PAGE, PAGE), *(chance.randrange(1, pages * PAGE) for _ in range(count))]
+            sizes = [
+                *range(0, pages * PAGE, PAGE),
+                *(chance.randrange(1, pages * PAGE) for _ in range(count)),
+            ]
             yield from (data[:size] for size in sizes)
         case "bit in the first pages" | "bit in the heads of pages" | "bit anywhere":
-            page_max, offset_max = {"bit in the first pages": (2, 160), "bit in the heads of pages": (pages, 200)}.get(
-                kind, (pages, PAGE)
-            )
+            page_max, offset_max = {
+                "bit in the first pages": (2, 160),
+                "bit in the heads of pages": (pages, 200),
+            }.get(kind, (pages, PAGE))
             for _ in range(count):
                 copy = bytearray(data)
-                copy[PAGE * chance.randrange(page_max) + chance.randrange(offset_max)] ^= 1 << chance.randrange(8)
+                copy[PAGE * chance.randrange(page_max) + chance.randrange(offset_max)] ^= (
+                    1 << chance.randrange(8)
+                )
                 yield bytes(copy)
         case "page":
             for _ in range(count):

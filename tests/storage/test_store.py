@@ -90,8 +90,8 @@ ERRORS = [errno.EIO, errno.ENOSPC, errno.EROFS, errno.EMFILE]
 
 @pytest.mark.parametrize("code", ERRORS, ids=errno.errorcode.get)
 @pytest.mark.parametrize("for_ever", [False, True], ids=["once", "for_ever"])
-@pytest.mark.parametrize("cut", [False, True], ids=["restart", "power_cut"])
-def test_an_error_at_any_call_loses_nothing_acknowledged(code: int, for_ever: bool, cut: bool) -> None:
+@pytest.mark.parametrize("then", ["restart", "power_cut", "restart_and_power_cut"])
+def test_an_error_at_any_call_loses_nothing_acknowledged(code: int, for_ever: bool, then: str) -> None:
     for number in itertools.count(1):
         fs, life = MemoryFileSystem(), Life()
         fs.fail = fail_at(number, code, for_ever=for_ever)
@@ -99,7 +99,9 @@ def test_an_error_at_any_call_loses_nothing_acknowledged(code: int, for_ever: bo
         calls, fs.fail = len(fs.calls), None
         assert fs.open_files == 0, f"call {number}: a file stays open"
         assert not fs.locks, f"call {number}: the store stays locked"
-        life.check(fs.after_power_cut() if cut else fs)
+        if then == "restart_and_power_cut":
+            life.run(fs)
+        life.check(fs if then == "restart" else fs.after_power_cut())
         if calls < number:
             break
     assert number > 50

@@ -107,7 +107,7 @@ class ShardQueue:
             return CutReason.FLUSH
         if window_full:
             return CutReason.BACKLOG
-        if now_ns - self._ready[0][4] >= self.limits.linger_ns:
+        if now_ns >= self._lingers_until():
             return CutReason.LINGER
         return None
 
@@ -115,13 +115,18 @@ class ShardQueue:
         """Whether nothing new may be cut until something that was cut before is settled."""
         return self._stragglers >= limits.RANGES_MAX and self._ready[0][0] > self._highest_cut
 
+    def _lingers_until(self) -> int:
+        """When the first operation has lingered long enough; what was cut before has waited for its retry instead."""
+        first = self._ready[0]
+        return 0 if first[0] <= self._highest_cut else first[4] + self.limits.linger_ns
+
     def next_due_ns(self) -> int | None:
         """When time alone will make something due; None if it will not."""
         if self.in_flight:
             return None
         times = [self._timers[0][0]] if self._timers else []
         if self._ready and not self._is_full():
-            times.append(max(self._blocked_until, self._ready[0][4] + self.limits.linger_ns))
+            times.append(max(self._blocked_until, self._lingers_until()))
         return min(times, default=None)
 
     def cut(self) -> list[Entry]:

@@ -313,8 +313,9 @@ def view_segment(facts: StoreFacts, index: int) -> SegmentView:
     if last:
         bound = durable_lsn
     else:
+        # A segment that follows another one than this says nothing of this one's end: the missing one is its own case.
         following = facts.segments[index + 1].header
-        bound = following.prev_last_lsn if following else 0
+        bound = following.prev_last_lsn if following and following.prev_number == segment.number else 0
     return SegmentView(
         settled=settled_before(facts.segments, index, watermark),
         newer=segment.state is HeaderState.NEWER_VERSION,
@@ -404,7 +405,8 @@ def make_plan(facts: StoreFacts) -> Plan:
     if any(case.severity >= Severity.REFUSE_NEWER for case in cases):
         torn, copied = [], ()  # nothing is carried out
     copied_count = sum(frame.header.count for frame in copied)
-    settled = checkpoint.settled_count if checkpoint else (headers[0].operations_before if headers else 0)
+    # Without a checkpoint, all that the log holds is pending. Headers would count what a salvage gave up as well.
+    settled = checkpoint.settled_count if checkpoint else logged - sum(s.operations for s in facts.segments)
     first_needed = next(
         (s.number for i, s in enumerate(facts.segments) if not settled_before(facts.segments, i, watermark)),
         1,

@@ -6,6 +6,7 @@ What is not here: the log once it is open (`log`), and decisions (`core.recovery
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from walbatch.storage.layout import (
     encode_identity,
     read_identity,
     sync_directory,
+    sync_failed,
     write_durably,
 )
 from walbatch.storage.survey import Progress, survey
@@ -75,12 +77,12 @@ def open_store(
     Raises what forbids to go on, with the lock released.
 
     Crash story of making a store: directories first, then the identity (whole, under a temporary name,
-    renamed, synced). A crash before it leaves empty directories, which the next open takes over; nothing was
-    ever submitted to them.
+    renamed, synced). A crash before it leaves empty directories, which the next open takes over and syncs;
+    nothing was ever submitted to them.
     """
     layout = Layout(root)
     with storage_errors(root):
-        _make_root(fs, root)
+        _make_root(fs, layout)
         lock = take_lock(fs, layout, json.dumps(note).encode())
     state: StateStore | None = None
     try:
@@ -112,8 +114,14 @@ def take_lock(fs: FileSystem, layout: Layout, note: bytes) -> FileLock:
     )
 
 
-def _make_root(fs: FileSystem, root: str) -> None:
-    """Make the store's directory and missing parents, each durable in its parent."""
+def _make_root(fs: FileSystem, layout: Layout) -> None:
+    """Make the store's directory and missing parents; where there is no identity yet, make their names durable.
+
+    Crash story: the identity is written after this, so where it stands the way to it is durable. Where it does not, an
+    earlier opener may have made any of the directories and stopped before it had synced their names: all of them are
+    synced, and not just those made here.
+    """
+    root = layout.root
     missing = []
     path = root
     while path and path != "/" and not fs.exists(path):
@@ -121,20 +129,34 @@ def _make_root(fs: FileSystem, root: str) -> None:
         path = path.rpartition("/")[0]
     for made in reversed(missing):
         fs.make_directory(made)
-        sync_directory(fs, made.rpartition("/")[0] or "/")
     if not missing and not fs.is_directory(root):
         raise NotADirectoryError(20, "not a directory", root)
+    if not fs.exists(layout.identity):
+        parent = root.rpartition("/")[0]
+        while parent:
+            _sync_parent(fs, parent)
+            parent = parent.rpartition("/")[0]
+        _sync_parent(fs, "/")
+
+
+def _sync_parent(fs: FileSystem, path: str) -> None:
+    """Sync a directory above the store. One that may not be opened holds nothing that this user's engines have made."""
+    try:
+        fs.sync_directory(path)
+    except OSError as error:
+        if error.errno not in {errno.EACCES, errno.EPERM}:
+            raise sync_failed(path, error) from error
 
 
 def _identify(fs: FileSystem, layout: Layout, clock: Clock, entropy: Entropy) -> bytes:
     """The store's UUID; a new store is made where there is certainly none."""
     identity, uuid = read_identity(fs, layout)
     if identity is IdentityState.VALID and uuid is not None:
-        missing = [path for path in (layout.wal, layout.state, layout.quarantine) if not fs.exists(path)]
-        for directory in missing:
+        for directory in (layout.wal, layout.state, layout.quarantine):
             fs.make_directory(directory)
-        if missing:
-            sync_directory(fs, layout.root)
+        # Whoever wrote the identity may have stopped before its name was durable; and somebody may have removed
+        # a directory, which is made again here.
+        sync_directory(fs, layout.root)
         return uuid
     used = any(
         fs.is_directory(directory) and fs.list_directory(directory) for directory in (layout.wal, layout.state)

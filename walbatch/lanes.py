@@ -216,9 +216,9 @@ def kinds_in_log(fs: FileSystem, store: OpenStore) -> frozenset[str]:
 
 
 def trimmed_count(store: OpenStore) -> int:
-    """Operations settled before the first segment there is: where to count from when state/ is lost."""
-    headers = [segment.header for segment in store.facts.segments if segment.header is not None]
-    return headers[0].operations_before if headers else 0
+    """Operations that were settled (or given up) before those the plan calls pending: where to count from without state/."""
+    plan = store.plan
+    return plan.operations_before + sum(frame.header.count for frame in plan.copied) - plan.pending
 
 
 def close_backends(backends: Iterable[Backend]) -> None:

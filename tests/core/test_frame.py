@@ -545,6 +545,17 @@ def test_a_compressed_body_that_is_not_what_the_header_says_costs_no_memory(bomb
     assert peak < limits.MIB
 
 
+@pytest.mark.parametrize(
+    "extra", [b"\0", zstandard.ZstdCompressor().compress(b"more")], ids=["a byte", "a frame"]
+)
+def test_nothing_may_follow_the_compressed_body(extra: bytes) -> None:
+    raw = body_bytes(KEY, PAYLOAD)
+    stored = zstandard.ZstdCompressor().compress(raw)
+    assert decode_body(*hostile_frame(stored, codec=Codec.ZSTD, raw_bytes=len(raw))).keys == [b""]
+    with pytest.raises(FrameError, match="zstd"):
+        decode_body(*hostile_frame(stored + extra, codec=Codec.ZSTD, raw_bytes=len(raw)))
+
+
 # --- seal footers -------------------------------------------------------------------------------------------
 
 

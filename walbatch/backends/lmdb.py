@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from walbatch.backends.shard import KEY_BYTES_MAX, Shard, Transaction, os_errors
+from walbatch.backends.shard import KEY_BYTES_MAX, Shard, Transaction, shard_errors
 from walbatch.core.checksum import crc32c
 from walbatch.core.mark import check_epoch, fresh_indexes
 from walbatch.core.routing import shard_of
@@ -129,7 +129,7 @@ class LmdbBackend:
                     "give each lane an LmdbBackend and a directory of its own"
                 )
             self._close_shards()
-            with os_errors(self.path):
+            with shard_errors(self.path):
                 _make_directories(self.path)
                 known = _read_layout(self.path)
             if known is not None and known != shards:
@@ -156,7 +156,7 @@ class LmdbBackend:
             shards = []
             for number in range(count):
                 path = self.path / f"shard-{number:03d}"
-                with os_errors(path):
+                with shard_errors(path):
                     if is_new:
                         path.mkdir(mode=0o700, exist_ok=True)
                     elif not path.is_dir():
@@ -170,20 +170,31 @@ class LmdbBackend:
                 )
                 stack.callback(shard.close)
                 shards.append(shard)
-            if is_new:
-                if any(shard.has_history() for shard in shards):
-                    raise CorruptionError(
-                        f"{self.path / LAYOUT_NAME} is gone, but there is data in the shards: restore it from a backup",
-                        path=str(self.path / LAYOUT_NAME),
-                        expected="the number of shards",
-                    )
-                with os_errors(self.path):
-                    for number in range(count):
-                        _sync_directory(self.path / f"shard-{number:03d}")
-                    _write_layout(self.path, count)
+            if not readonly:
+                with shard_errors(self.path):
+                    self._prove_names(shards, is_new=is_new)
             stack.pop_all()
         self._shards = tuple(shards)
         self._pid = os.getpid()
+
+    def _prove_names(self, shards: Sequence[Shard], *, is_new: bool) -> None:
+        """Make every name that leads to the data durable: whoever made it may have been killed before its sync."""
+        if not is_new:
+            _sync_directory(self.path)
+            return
+        if any(shard.has_history() for shard in shards):
+            raise CorruptionError(
+                f"{self.path / LAYOUT_NAME} is gone, but there is data in the shards: restore it from a backup",
+                path=str(self.path / LAYOUT_NAME),
+                expected="the number of shards",
+            )
+        for number in range(len(shards)):
+            _sync_directory(self.path / f"shard-{number:03d}")
+        # A directory that may not be read was not made by us.
+        with contextlib.suppress(PermissionError):
+            for directory in (self.path, *self.path.parents):
+                _sync_directory(directory)
+        _write_layout(self.path, len(shards))
 
     def _close_shards(self) -> None:
         shards, self._shards = self._shards, ()
@@ -288,7 +299,7 @@ class LmdbBackend:
             return shards
         with self._lock:
             if not self._shards:
-                with os_errors(self.path):
+                with shard_errors(self.path):
                     count = _read_layout(self.path)
                 if count is None:
                     raise ConfigError(
@@ -321,14 +332,13 @@ def _call(txn: Transaction, batch: Batch, fresh: Sequence[int] | None, write: Wr
 
 
 def _make_directories(path: Path) -> None:
-    """Make a directory and its parents, mode 0700, each durable in its parent. Raises OSError."""
+    """Make a directory and its parents, mode 0700. Raises OSError."""
     missing = []
     while not path.is_dir():
         missing.append(path)
         path = path.parent
     for directory in reversed(missing):
         directory.mkdir(mode=0o700)
-        _sync_directory(directory.parent)
 
 
 def _sync_directory(path: Path) -> None:

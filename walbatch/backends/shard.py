@@ -26,8 +26,8 @@ from walbatch.types import Mark
 KEY_BYTES_MAX: Final = 511
 """LMDB's limit, in the format that py-lmdb gives to new files."""
 
-DATABASES_MAX: Final = 32
-"""`data`, `marks`, and what a `write` function may open of its own."""
+DATABASES_MAX: Final = 8
+"""`data` and `marks`, and room for later versions."""
 
 READERS_MAX: Final = 1024
 """Reading transactions at once, over all processes: a slot in lock.mdb takes 64 bytes."""
@@ -85,7 +85,7 @@ class Shard:
 
         Raises CorruptionError, StorageError, ConfigError if this process has it open already.
         """
-        with lmdb_errors(path):
+        with shard_errors(path):
             env = lmdb.open(
                 os.fspath(path),
                 map_size=max(map_bytes, 2 * _data_bytes(path)) if readonly else map_bytes,
@@ -98,7 +98,7 @@ class Shard:
         shard = cls(env, path, map_bytes_max=map_bytes_max)
         try:
             shard._check_size(env)
-            with lmdb_errors(path):
+            with shard_errors(path):
                 shard._open_databases(env, readonly=readonly)
         except BaseException:
             env.close()
@@ -154,7 +154,7 @@ class Shard:
                 with env.begin(db=self._data, write=True) as txn:
                     return change(txn)
 
-            with lmdb_errors(self._path):
+            with shard_errors(self._path):
                 result = self._growing(env, run)
             self._pad(env)
             return result
@@ -162,7 +162,7 @@ class Shard:
     def view(self, look: Callable[[Transaction], _T]) -> _T:
         """Run `look` in a reading transaction: it sees the last commit, whole. Raises StorageError, CorruptionError."""
         for _ in range(ADOPTIONS_MAX):
-            with self._gate.inside(), lmdb_errors(self._path):
+            with self._gate.inside(), shard_errors(self._path):
                 env = self._opened()
                 with contextlib.suppress(lmdb.MapResizedError), env.begin(db=self._data) as txn:
                     return look(txn)
@@ -193,7 +193,7 @@ class Shard:
 
     def _resize(self, map_bytes: int) -> None:
         """Replace the map (0: by one as large as another process has made it)."""
-        with self._writing, self._gate.alone(), lmdb_errors(self._path):
+        with self._writing, self._gate.alone(), shard_errors(self._path):
             self._opened().set_mapsize(map_bytes)
 
     def _pad(self, env: lmdb.Environment) -> None:
@@ -334,19 +334,12 @@ def _used_bytes(env: lmdb.Environment) -> int:
 
 
 @contextlib.contextmanager
-def lmdb_errors(path: Path) -> Iterator[None]:
-    """Turn LMDB's errors into ours; those of the system keep their errno."""
+def shard_errors(path: Path) -> Iterator[None]:
+    """Turn LMDB's and the system's errors into ours; those of the system keep their errno."""
     try:
         yield
     except lmdb.Error as error:
         raise _ours(path, error) from error
-
-
-@contextlib.contextmanager
-def os_errors(path: Path) -> Iterator[None]:
-    """Turn OSError into StorageError."""
-    try:
-        yield
     except OSError as error:
         raise _storage_error(path, error.strerror or str(error), error.errno) from error
 
@@ -357,9 +350,10 @@ def _ours(path: Path, error: lmdb.Error) -> WalbatchError:
     if "already open" in str(error):
         return ConfigError(f"{path} is already open in this process: use the LmdbBackend that has it open")
     # Positive codes are errno, negative ones LMDB's; py-lmdb itself has none.
-    if error.code > 0:
-        return _storage_error(path, str(error), error.code)
-    if isinstance(error, _NOT_DAMAGE) or (error.code == 0 and "data format" not in str(error)):
+    code = getattr(error, "code", 0)
+    if code > 0:
+        return _storage_error(path, str(error), code)
+    if isinstance(error, _NOT_DAMAGE) or (code == 0 and "data format" not in str(error)):
         return _storage_error(path, str(error), None)
     return CorruptionError(
         f"{path / _DATA_NAME} is damaged ({error}): restore it from a backup",
@@ -379,7 +373,7 @@ def _storage_error(path: Path, reason: str, code: int | None) -> StorageError:
     elif code in {errno.EEXIST, errno.ENOTDIR}:
         hint = "the path must be a directory"
     elif code in {errno.EMFILE, errno.ENFILE}:
-        hint = "allow more open files (ulimit -n); each shard takes four"
+        hint = "allow more open files (ulimit -n); each shard takes three"
     elif code == errno.ENOMEM:
         hint = "allow more address space (ulimit -v), or use a smaller map_bytes"
     elif code == errno.ENOENT:

@@ -108,7 +108,7 @@ class StateFile:
             lock = not readonly or (shared and os.path.lexists(os.path.join(path, LOCK_NAME)))
             if readonly:
                 map_bytes = max(map_bytes, 2 * data_bytes(path))
-        with lmdb_errors(path, "opened"):
+        with os_errors(path, "opened"), lmdb_errors(path, "opened"):
             env = lmdb.open(
                 path,
                 map_size=map_bytes,
@@ -376,10 +376,10 @@ def lmdb_errors(path: str, done: str) -> Iterator[None]:
         yield
     except lmdb.Error as error:
         # Positive codes are errno, negative ones LMDB's; py-lmdb itself has none.
-        if error.code > 0:
-            raise _storage_error(path, done, str(error), error.code) from error
-        ours = isinstance(error, _NOT_DAMAGE) or (error.code == 0 and "data format" not in str(error))
-        if ours:
+        code = getattr(error, "code", 0)
+        if code > 0:
+            raise _storage_error(path, done, str(error), code) from error
+        if isinstance(error, _NOT_DAMAGE) or (code == 0 and "data format" not in str(error)):
             raise _storage_error(path, done, str(error), None) from error
         raise DamagedFileError(str(error)) from error
 

@@ -124,6 +124,7 @@ STORE_SITUATIONS: Final = {
     "S5": replace(SOUND, segments=(), checkpoint=None),
     "S6": replace(SOUND, state_findings=("a finding",)),
     "S7": replace(SOUND, checkpoint=None),
+    "S8": replace(SOUND, segments=(replace(SEGMENT, scan=replace(SCAN, last_lsn=2**63 - 9)),)),
 }
 
 

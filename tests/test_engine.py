@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -331,7 +332,7 @@ def test_an_unlogged_lane_delivers_without_a_log_and_bounds_its_memory(tmp_path:
         ticket = engine.submit("read", key=b"k", payload=b"v")
         assert ticket.lsn is None
         assert not ticket.durable
-        with pytest.raises(wb.Overloaded) as caught:
+        with pytest.raises(wb.Overloaded) as caught:  # noqa: PT012 - one of them, nobody knows which
             for _ in range(100):
                 engine.submit("read", key=b"k", payload=bytes(2**16), timeout=0)
         assert caught.value.limit == "memory_bytes_max"
@@ -356,6 +357,52 @@ def test_an_interval_lane_acknowledges_before_the_sync_and_delivers_after_it(tmp
         calls = [call for call, path in fs.calls if ".seg" in path]
         assert calls[:2] == ["write", "datasync"]
     assert recorder.lsns == [1]
+
+
+class Ledger:
+    """A transactional backend in memory, which stores the mark it is given and answers what it is told."""
+
+    def __init__(self) -> None:
+        self.mark = wb.Mark()
+        self.lsns: list[int] = []
+        self.answer: Any = None
+        self.keeps_out: set[int] = set()
+
+    def apply(self, batch: wb.Batch) -> Any:
+        assert batch.mark is not None
+        answer = self.answer(batch) if self.answer else None
+        self.lsns += [lsn for lsn in batch.lsns if not self.mark.covers(lsn) and lsn not in self.keeps_out]
+        self.mark = self.mark.union(batch.mark)
+        return answer
+
+    def applied_mark(self, shard: int) -> wb.Mark:
+        return self.mark
+
+
+def test_a_transactional_backend_that_covers_what_it_refuses_stops_the_engine(tmp_path: Path) -> None:
+    backend = Ledger()
+    backend.answer = lambda batch: wb.Failures({0: wb.Retry(error="not this one")})
+    backend.keeps_out = {1}
+    engine = open_engine(tmp_path, backend)
+    ticket = engine.submit("put", key=b"k")
+    with pytest.raises(wb.BackendError, match="would be lost"):
+        ticket.result(timeout=30)
+    report = engine.close()
+    assert report.remaining == 1
+    assert report.reason.startswith("failed")
+
+
+def test_a_mark_beyond_the_log_means_an_older_copy_and_is_refused(tmp_path: Path) -> None:
+    backend = Ledger()
+    with open_engine(tmp_path, backend) as engine:
+        engine.submit("put", key=b"k").result(timeout=30)
+    shutil.copytree(tmp_path / "q", tmp_path / "older")
+    with open_engine(tmp_path, backend) as engine:
+        engine.submit_many("put", [(b"k", b"")] * 5)
+    shutil.rmtree(tmp_path / "q")
+    shutil.copytree(tmp_path / "older", tmp_path / "q")
+    with pytest.raises(wb.CorruptionError, match="an older copy"):
+        open_engine(tmp_path, backend)
 
 
 # --- restarting ----------------------------------------------------------------------------------------------------------
@@ -612,7 +659,7 @@ def test_after_a_failed_write_or_sync_nothing_more_is_acknowledged(tmp_path: Pat
     first = engine.submit("put", key=b"k", payload=b"before")
     first.result(timeout=30)
     fs.fail = failing_when(call, 1)
-    with pytest.raises(wb.DurabilityUnknown, match="injected|failed"):
+    with pytest.raises(wb.DurabilityUnknown, match=r"injected|failed"):
         engine.submit("put", key=b"k", payload=b"during")
     fs.fail = lambda call, path: None
     with pytest.raises(wb.StorageError, match="open the store again"):
@@ -685,7 +732,7 @@ def test_a_disk_that_stays_full_stops_the_engine_loudly(tmp_path: Path) -> None:
         environment=wb.Environment(fs=fs),
     )
     fs.fail = failing_when("write", 1, errno.ENOSPC)
-    with pytest.raises(wb.DurabilityUnknown, match="injected|failed"):
+    with pytest.raises(wb.DurabilityUnknown, match=r"injected|failed"):
         engine.submit("put", key=b"k")
     engine.close()
 
@@ -696,7 +743,7 @@ def test_the_log_may_not_grow_beyond_its_limit(tmp_path: Path) -> None:
     lanes = {"put": wb.Lane(recorder, trigger=FAST)}
     with wb.Engine.open(tmp_path / "q", lanes=lanes, settings=settings) as engine:
         engine.pause("put")
-        with pytest.raises(wb.Overloaded) as caught:
+        with pytest.raises(wb.Overloaded) as caught:  # noqa: PT012 - one of them, nobody knows which
             for _ in range(1000):
                 engine.submit("put", key=b"k", payload=os.urandom(4000), timeout=0)
         assert caught.value.limit == "disk_bytes_max"

@@ -36,11 +36,11 @@ PAYLOAD_BYTES_MAX: Final = 16 * MIB
 """walbatch is for small operations; larger objects belong in a file whose name is the payload."""
 
 SEGMENT_BYTES_MIN: Final = 4 * KIB
-SEGMENT_BYTES_MAX: Final = GIB
-"""A segment is the unit of trimming; larger ones would keep a gigabyte for a single unsettled operation."""
+SEGMENT_BYTES_MAX: Final = 256 * MIB
+"""A segment is the unit of trimming; larger ones would keep that much for a single unsettled operation."""
 
 FOOTER_RAW_BYTES_MAX: Final = 256 * MIB
-"""A seal footer lists every frame of its segment: SEGMENT_BYTES_MAX / SECTOR_BYTES frames at most."""
+"""A seal footer lists every frame of its segment, with a count for each kind."""
 
 LSN_MAX: Final = 2**63 - 1
 """Signed 64 bits, because databases that store an LSN have no unsigned integers."""
@@ -98,3 +98,7 @@ assert PAYLOAD_BYTES_MAX + KEY_BYTES_MAX + 64 * KIB < FRAME_RAW_BYTES_MAX, (
 assert LSN_JUMP > 4 * (UNSYNCED_COUNT_MAX + FRAME_COUNT_MAX), "no LSN is ever handed out twice"
 assert GROUP_BYTES_MAX <= FRAME_RAW_BYTES_MAX
 assert LSN_JUMP < LSN_MAX // 2**32
+assert (
+    SEGMENT_BYTES_MAX // SECTOR_BYTES * (13 + 4 * KINDS_MAX) + KINDS_MAX * (KIND_BYTES_MAX + 1)
+    < FOOTER_RAW_BYTES_MAX
+)

@@ -430,6 +430,9 @@ STORE_SITUATIONS = {
     "S6: state is damaged": (store_of(SEALED, CLEAN, findings=["bad page"]), "S6", Severity.NOTE),
     "S4: the log is gone, and state damaged": (store_of(findings=["bad page"]), "S4", Severity.REFUSE),
     "S7: no checkpoint": (store_of(SEALED, CLEAN), "S7", Severity.NOTE),
+    "S8: LSNs are used up": (
+        store_of(file_of(FIRST, scanned(limits.LSN_MAX - 10, clean=True)), checkpoint=ZERO), "S8", Severity.REFUSE,
+    ),
     "S7: no checkpoint, and the beginning trimmed": (store_of(CLEAN), "S7", Severity.NOTE),
 }  # fmt: skip
 
@@ -445,7 +448,7 @@ def test_a_store_falls_under_row(facts: StoreFacts, label: str, severity: Severi
 
 
 def test_every_row_about_the_store_has_a_situation() -> None:
-    assert {label for _, label, _ in STORE_SITUATIONS.values()} == {f"S{number}" for number in range(1, 8)}
+    assert {label for _, label, _ in STORE_SITUATIONS.values()} == {f"S{number}" for number in range(1, 9)}
 
 
 def test_a_new_store_starts_with_one() -> None:

@@ -228,7 +228,7 @@ def decide_segment(view: SegmentView) -> Row:
 
 
 def _store_cases(facts: StoreFacts) -> list[Case]:
-    """The rows about the store as a whole, S1 to S7."""
+    """The rows about the store as a whole, S1 to S7 (S8 needs the plan)."""
     used = bool(facts.segments) or facts.checkpoint is not None or bool(facts.state_findings)
     cases: list[Case] = []
     match facts.identity:
@@ -396,6 +396,10 @@ def make_plan(facts: StoreFacts) -> Plan:
             copied = scan.unproven
             prev_last_lsn = copied[0].header.first_lsn - 1 if copied else scan.last_lsn
             next_lsn = scan.last_lsn + 1 if clean else _highest_lsn(facts) + limits.LSN_JUMP + 1
+    if next_lsn > limits.LSN_MAX - limits.LSN_JUMP:
+        cases.append(
+            Case(label="S8", severity=Severity.REFUSE, message="the log names LSNs at the end of their range")
+        )
     headers = [segment.header for segment in facts.segments if segment.header is not None]
     logged = (
         facts.segments[-1].operations + (headers[-1].operations_before if headers else 0)

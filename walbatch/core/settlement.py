@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 from walbatch.types import Mark, Range, merge_ranges
 
@@ -98,11 +98,8 @@ class ShardLedger:
         )
 
     def _ranges_above(self, first: int, highest: int, settling: frozenset[int]) -> list[Range]:
-        """The gaps between pending LSNs from `first` up to `highest`."""
-        pending = [
-            lsn
-            for lsn in self._order
-            if first <= lsn <= highest and lsn in self._pending and lsn not in settling
-        ]
+        """The gaps between pending LSNs from `first` up to `highest`. Looks at nothing above it."""
+        below = takewhile(lambda lsn: lsn <= highest, self._order)
+        pending = [lsn for lsn in below if lsn >= first and lsn in self._pending and lsn not in settling]
         pending.append(highest + 1)
         return [(low + 1, high - 1) for low, high in pairwise(pending) if low + 1 < high]

@@ -18,10 +18,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from walbatch.core.batcher import CutLimits, Entry, ShardQueue
-from walbatch.core.delivery import backoff_ns, judge
+from walbatch.core.delivery import Verdict, backoff_ns, judge
 from walbatch.core.routing import shards_of
 from walbatch.core.settlement import ShardLedger
-from walbatch.errors import ConfigError, EngineClosed, Fenced, Overloaded, ResultTimeout, WalbatchError
+from walbatch.errors import (
+    BackendError,
+    ConfigError,
+    EngineClosed,
+    Fenced,
+    Overloaded,
+    ResultTimeout,
+    WalbatchError,
+)
 from walbatch.metrics import LaneStats
 from walbatch.ports import Backend, Clock, DecodedFrame, Entropy, Log, Thread, Threads
 from walbatch.runtime.committer import Committed
@@ -412,7 +420,8 @@ class Dispatcher:
         try:
             answer = setup.backend.apply(job.batch)
             verdict = judge(job.batch, answer, setup.order)  # type: ignore[arg-type]  # wrapped backends answer synchronously
-        except Fenced as error:
+            self._check_mark(job, verdict)
+        except (Fenced, BackendError) as error:
             self._fail_batch(job, error)
             self._on_failure(error)
         except BaseException as error:  # noqa: BLE001 - a backend may raise anything; its batch is tried again
@@ -424,6 +433,23 @@ class Dispatcher:
                     "%r: %d operations will be tried again: %s", job.batch, len(verdict.retry), verdict.error
                 )
             self._settle(job, verdict.applied, verdict.retry, verdict.error)
+
+    def _check_mark(self, job: _Job, verdict: Verdict) -> None:
+        """A transactional backend may leave operations for later only if the mark that it stored leaves them out, too.
+
+        Otherwise it would take them for applied when they come again, and they would be lost. So the engine stops.
+        """
+        setup = job.shard.lane.setup
+        if not verdict.retry or job.batch.mark is None:
+            return
+        stored: Mark = setup.backend.applied_mark(job.shard.index)  # type: ignore[union-attr]  # it is transactional
+        covered = [lsn for index in verdict.retry if stored.covers(lsn := job.batch.lsns[index])]
+        if covered:
+            raise BackendError(
+                f"the backend of lane {setup.name!r} asked to try operation {covered[0]} again, but the mark it stored says "
+                "that it is applied: it would be lost. Correct the backend (raise to undo the whole batch, or leave such "
+                "operations out of the mark); the operations are safe in the log"
+            )
 
     def _fail_batch(self, job: _Job, error: BaseException) -> None:
         """The whole batch goes back in front of its shard."""

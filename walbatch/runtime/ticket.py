@@ -1,8 +1,8 @@
 """What submit returns: the LSN now, the result later.
 
-The idea needed to read it: an outcome is one attribute that is set once, then the waiter's event is set; a
-waiter makes its event first and looks at the outcome after. Under the interpreter's lock one of the two
-always sees the other.
+The idea needed to read it: an outcome is one attribute that is set once, under a lock that all promises share and
+nobody holds for longer than an assignment. Who waits leaves an event or a listener under the same lock, unless it has
+happened already; who resolves takes both under it and calls them after.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from walbatch.types import Durability
 NS_PER_S = 1_000_000_000
 
 _making = threading.Lock()
-"""Held over one assignment; no port is called under it, so it needs none itself."""
+"""Held over one assignment; no port is called under it, so it needs none itself. Guards every promise's fields."""
 
 
 def timeout_to_ns(timeout: float | None) -> int | None:
@@ -27,7 +27,7 @@ def timeout_to_ns(timeout: float | None) -> int | None:
 
 
 class Promise:
-    """Something that happens once, with a value or an error. Resolved by one thread; awaited by any."""
+    """Something that happens once, with a value or an error. Safe from any thread."""
 
     __slots__ = ("__weakref__", "_event", "_listeners", "_outcome", "_threads")
 
@@ -43,27 +43,37 @@ class Promise:
         return self._outcome is not None
 
     def resolve(self, value: Any = None, error: WalbatchError | None = None) -> None:
-        """It happened. Only the first call counts."""
-        if self._outcome is not None:
-            return
-        self._outcome = (value, error)
-        if self._event is not None:
-            self._event.set()
-        listeners, self._listeners = self._listeners, None
+        """It happened. Only the first outcome counts.
+
+        A call that a signal handler's exception has cut short may be made again: then everybody is told again.
+        """
+        with _making:
+            if self._outcome is None:
+                self._outcome = (value, error)
+            event, listeners = self._event, self._listeners
+        if event is not None:
+            event.set()
         for listener in listeners or ():
             listener()
+        self._listeners = None
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Call `listener` once it happened: from the resolving thread, or at once.
 
         It must not block and may be called twice.
         """
-        listeners = self._listeners
-        if listeners is None:
-            listeners = self._listeners = []
-        listeners.append(listener)
-        if self._outcome is not None:  # it may have happened in between, with the list already taken
+        with _making:
+            happened = self._outcome is not None
+            if not happened:
+                self._listeners = [*(self._listeners or ()), listener]
+        if happened:
             listener()
+
+    def ignore(self, listener: Callable[[], None]) -> None:
+        """Forget a listener whose owner has stopped waiting. It may still be called once."""
+        with _making:
+            if self._listeners is not None:
+                self._listeners = [other for other in self._listeners if other is not listener] or None
 
     @property
     def kept(self) -> bool:
@@ -73,12 +83,12 @@ class Promise:
     def wait(self, timeout_ns: int | None) -> bool:
         """Wait until it happened. Returns whether it has."""
         if self._outcome is None:
-            if self._event is None:
-                event = self._threads.event()
-                with _making:  # two waiters must end up with the same event
-                    self._event = self._event or event
-            if self._outcome is None:
-                self._event.wait(timeout_ns)
+            event = self._event or self._threads.event()
+            with _making:  # two waiters must end up with the same event
+                self._event = event = self._event or event
+                happened = self._outcome is not None
+            if not happened:
+                event.wait(timeout_ns)
         return self._outcome is not None
 
     def take(self) -> Any:

@@ -12,16 +12,18 @@ import os
 import socket
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
 from walbatch import limits
 from walbatch.config import NS_PER_MS, NS_PER_S, Lane, Settings
+from walbatch.core.commit_group import fits_frame
 from walbatch.core.recovery import Case
 from walbatch.core.routing import shard_of, shards_of
 from walbatch.errors import (
     ConfigError,
     EngineClosed,
+    OperationTooLarge,
     StorageError,
     WalbatchError,
 )
@@ -37,7 +39,7 @@ from walbatch.lanes import (
     trimmed_count,
 )
 from walbatch.metrics import CloseReport, EngineStats
-from walbatch.ports import Backend, Clock, Entropy, FileSystem, StateStore, Threads
+from walbatch.ports import Backend, Clock, Entropy, FileSystem, StateStore, Thread, Threads
 from walbatch.runtime.checkpointer import CheckpointBase, Checkpointer
 from walbatch.runtime.clock import RealClock, RealEntropy, RealThreads
 from walbatch.runtime.committer import CommitSettings, Committer
@@ -96,6 +98,8 @@ class Engine:
         self._failure: WalbatchError | None = None
         self._report: CloseReport | None = None
         self._closing = environment.threads.condition()
+        self._closer: Thread | None = None
+        self._pid = os.getpid()
         self._pending_at_open = plan.pending
         self.recovery: tuple[Case, ...] = plan.cases
         """What recovery found when the store was opened."""
@@ -292,6 +296,12 @@ class Engine:
             payloads.append(limit.payload(kind, pair[1]))
         if not keys:
             return range(0)
+        size = sum(map(len, keys)) + sum(map(len, payloads))
+        if not fits_frame(len(keys), size):
+            raise OperationTooLarge(
+                f"{len(keys):,} operations of {size:,} bytes do not fit in one commit group "
+                f"({limits.FRAME_COUNT_MAX:,} operations, {limits.FRAME_RAW_BYTES_MAX:,} bytes): submit them in smaller parts"
+            )
         shards = shards_of(keys, shards_count)
         timeout_ns = self._timeout(timeout)
         if lane.durability is Durability.NONE:
@@ -299,7 +309,6 @@ class Engine:
                 index, shards, keys, payloads, priority, timeout_ns=timeout_ns, register=None
             )
             return range(0)
-        size = sum(map(len, keys)) + sum(map(len, payloads))
         lsn, _ = self._committer.submit(
             index, shards, keys, payloads, priority, size, needs_sync=lane.durability is Durability.SYNC, timeout_ns=timeout_ns,
             wait=True,
@@ -332,16 +341,20 @@ class Engine:
         )
 
     def _lane(self, kind: str) -> tuple[OperationLimits, int, Lane, int]:
-        if not self._store.lock.held:
-            raise EngineClosed(
-                f"the engine of {self.path} is closed, or was opened by the process that this one was forked from: open it again"
-            )
+        self._check_owner()
         lane = self._lanes.get(kind) if isinstance(kind, str) else None
         if lane is None:
             raise ConfigError(
                 f"unknown kind {kind!r}: the lanes are {', '.join(sorted(map(repr, self._lanes))) or 'none'}"
             )
         return self._ranges[kind], self._index[kind], lane, lane.shards
+
+    def _check_owner(self) -> None:
+        """Raise unless the store is this process's and open. Cheap: the lock knows of a fork."""
+        if not self._store.lock.held:
+            raise EngineClosed(
+                f"the engine of {self.path} is closed, or was opened by the process that this one was forked from: open it again"
+            )
 
     def _timeout(self, timeout: float | None) -> int | None:
         return timeout_to_ns(
@@ -358,6 +371,7 @@ class Engine:
         Raises ResultTimeout (the flush goes on), ConfigError for a lane that has no backend, or the reason
         why the engine stopped.
         """
+        self._check_owner()
         if kind is not None:
             self._lane(kind)
         names = (
@@ -382,6 +396,8 @@ class Engine:
 
         `pending` is exact once everything that was pending at the opening has been read back.
         """
+        if self._pid != os.getpid():
+            self._check_owner()  # in a forked child nobody would ever release the engine's locks
         committer = self._committer
         lanes = self._dispatcher.lane_stats()
         pending = self._pending_at_open + committer.committed - self._dispatcher.settled_count()
@@ -397,91 +413,120 @@ class Engine:
     def close(self, *, drain: bool = True, timeout: float | None = 30.0) -> CloseReport:
         """Accept nothing more, make durable what was accepted, drain, checkpoint, release the store.
 
-        `timeout` (seconds; None: for ever) bounds the drain; what is left stays in the log. Idempotent and
-        callable from any thread, a backend's included (that call does not drain). Returns what it achieved;
-        raises only what a wrong argument deserves.
+        `timeout` (seconds; None: for ever) bounds the drain; what is left stays in the log. Idempotent and callable from any
+        thread. The work is done by a thread of its own: if the wait for it is interrupted, it goes on. Called from a backend,
+        it does not wait and does not drain. A backend that does not return keeps the store locked until it does, so that
+        nobody else delivers at the same time. Returns what it achieved.
         """
-        if not self._store.lock.held and self._report is None and self._state == "open":
-            # A forked child: nothing here is ours, neither the files nor the threads.
-            return CloseReport(settled=0, remaining=0, elapsed_s=0.0, reason="forked child: nothing to close")
-        timeout_ns = timeout_to_ns(timeout)
+        if self._pid != os.getpid():
+            return _NOTHING_TO_CLOSE  # a forked child: neither the files nor the threads are here
+        inside = self._dispatcher.is_own_thread() or self._committer.is_own_thread()
         with self._closing:
-            while self._state == "closing":
+            if self._closer is None:
+                self._state = "closing"
+                timeout_ns = timeout_to_ns(timeout)
+                self._closer = self._environment.threads.spawn(
+                    "walbatch-close", lambda: self._close(drain=drain and not inside, timeout_ns=timeout_ns)
+                )
+        if inside or not drain:
+            self._dispatcher.hurry()
+        if inside:
+            return self._report or replace(
+                _NOTHING_TO_CLOSE, reason="closing: called from a backend, which must return first"
+            )
+        with self._closing:
+            while self._report is None:
                 self._closing.wait()
-            if self._report is not None:
-                return self._report
-            self._state = "closing"
-        report = CloseReport(settled=0, remaining=0, elapsed_s=0.0, reason="interrupted")
+            return self._report
+
+    def _close(self, *, drain: bool, timeout_ns: int | None) -> None:
+        """The closing thread: close, report, and in the end release the store, whatever goes wrong."""
+        report = replace(_NOTHING_TO_CLOSE, reason="failed")
         try:
-            report = self._close(drain=drain, timeout_ns=timeout_ns)
+            report = self._close_in_order(drain=drain, timeout_ns=timeout_ns)
+        except BaseException as error:
+            _logger.critical("closing %s failed", self.path, exc_info=True)
+            report = replace(_NOTHING_TO_CLOSE, reason=f"failed: {error!r}")
         finally:
+            self._dispatcher.abandon()
             with self._closing:
                 self._report = report
                 self._state = "failed" if self._failure is not None else "closed"
                 self._closing.notify_all()
-            _open_engines.discard(self)
-        return report
+        # Whoever still works for this engine works on its files: only when all have ended may another engine have them.
+        self._dispatcher.stop(None)
+        self._committer.stop(None)
+        self._checkpointer.stop(None)
+        with contextlib.suppress(OSError, StorageError):
+            self._log.close(next_lsn=None)
+        self._release()
 
-    def _close(self, *, drain: bool, timeout_ns: int | None) -> CloseReport:
-        """Close in order.
+    def _close_in_order(self, *, drain: bool, timeout_ns: int | None) -> CloseReport:
+        """Commit, drain, stop, checkpoint, stamp.
 
         Crash story: everything accepted is durable before the drain begins, so being cut off at any later point costs
-        re-delivery of what the last checkpoint does not know, nothing else.
+        re-delivery of what the last checkpoint does not know, nothing else. The stamp of a clean end is written only when
+        nobody else can be writing and no LSN was handed out that is not durable.
         """
         clock = self._environment.clock
         started = clock.monotonic_ns()
-        deadline = None if timeout_ns is None else started + timeout_ns
-
-        def left() -> int | None:
-            return None if deadline is None else max(0, deadline - clock.monotonic_ns())
-
         before = self._dispatcher.settled_count()
+        self._committer.refuse(f"the engine of {self.path} is closed: nothing was accepted")
         reason = "not drained"
-        log_closed = False
-        try:
-            self._committer.refuse(f"the engine of {self.path} is closed: nothing was accepted")
-            self._committer.stop(_COMMIT_GRACE_NS)
-            if drain and self._failure is None:
-                reason = "drained" if self._dispatcher.drain(left()) else "timeout"
-            stopped = self._dispatcher.stop(
-                max(left() or 0, _STOP_GRACE_NS) if deadline is not None else None
+        quiet = self._committer.stop(_COMMIT_GRACE_NS)
+        if not quiet:
+            self._fail(
+                StorageError(
+                    f"the disk of {self.path} did not answer within {_COMMIT_GRACE_NS // NS_PER_S} s"
+                )
             )
-            self._checkpointer.stop(_STOP_GRACE_NS)
-            if self._failure is None:
-                try:
-                    self._checkpointer.checkpoint()
-                    self._log.close(next_lsn=self._committer.durable_lsn + 1)
-                    log_closed = True
-                except (OSError, StorageError) as error:
-                    self._failure = StorageError(
-                        f"closing {self.path} failed: {error}. Nothing acknowledged is lost"
-                    )
-            if not stopped:
-                reason = "timeout"
-            if self._failure is not None:
-                reason = f"failed: {self._failure}"
-        finally:
-            self._dispatcher.abandon()
+        if drain and self._failure is None:
+            left = None if timeout_ns is None else max(0, started + timeout_ns - clock.monotonic_ns())
+            reason = "drained" if self._dispatcher.drain(left) else "timeout"
+        grace = None
+        if timeout_ns is not None:
+            grace = max(_STOP_GRACE_NS, started + timeout_ns - clock.monotonic_ns())
+        stopped = self._dispatcher.stop(grace)
+        if not stopped:
+            reason = "timeout: a backend has not returned; the store stays locked until it does"
+        quiet = self._checkpointer.stop(_STOP_GRACE_NS) and quiet
+        if quiet and self._failure is None:
+            self._finish_log()
+        if self._failure is not None:
+            reason = f"failed: {self._failure}"
+        if stopped and quiet:
+            # The usual end: everything is released before anybody is told.
             with contextlib.suppress(OSError, StorageError):
-                if not log_closed:
-                    self._log.close(next_lsn=None)
-            close_backends(self._backends)
-            self._store.state.close()
-            self._store.lock.release()
+                self._log.close(next_lsn=None)
+            self._release()
         settled = self._dispatcher.settled_count()
         remaining = max(0, self._pending_at_open + self._committer.committed - settled)
-        if (
-            reason == "drained"
-            and remaining
-            and any(setup.held for setup in self._dispatcher.lane_stats().values())
-        ):
-            reason = "drained, except for lanes without a backend"
+        if reason == "drained" and remaining:
+            reason = "drained, except for lanes that are paused or have no backend"
         return CloseReport(
             settled=settled - before,
             remaining=remaining,
             elapsed_s=(clock.monotonic_ns() - started) / NS_PER_S,
             reason=reason,
         )
+
+    def _finish_log(self) -> None:
+        """The last checkpoint, in both generations so that the log is trimmed up to it, and the stamp of a clean end."""
+        committer = self._committer
+        clean = committer.submitted_lsn == committer.durable_lsn
+        try:
+            self._checkpointer.checkpoint()
+            self._checkpointer.checkpoint()
+            self._log.close(next_lsn=committer.durable_lsn + 1 if clean else None)
+        except (OSError, StorageError) as error:
+            self._failure = StorageError(f"closing {self.path} failed: {error}. Nothing acknowledged is lost")
+
+    def _release(self) -> None:
+        """Give everything back, the lock last. Only when no thread of the engine is left. Idempotent."""
+        if self._store.lock.held:
+            close_backends(self._backends)
+            self._store.state.close()
+            self._store.lock.release()
 
     def _fail(self, error: WalbatchError) -> None:
         """Something below failed for good: stop acknowledging, stop delivering, tell everybody.
@@ -496,6 +541,9 @@ class Engine:
         self._dispatcher.fail(error)
 
 
+_NOTHING_TO_CLOSE = CloseReport(
+    settled=0, remaining=0, elapsed_s=0.0, reason="nothing to close in this process"
+)
 _COMMIT_GRACE_NS = 30 * NS_PER_S
 """How long close waits for the log to take what was accepted; a disk that takes longer is told as a failure."""
 _STOP_GRACE_NS = 5 * NS_PER_S

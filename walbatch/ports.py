@@ -75,6 +75,9 @@ class FileSystem(Protocol):
     def open_read(self, path: str) -> File:
         """Open for reading. Never follows a symbolic link at the last component."""
 
+    def truncate(self, path: str, size: int) -> None:
+        """Cut a file to `size`. Not durable, and needs not be where it is used."""
+
     def rename(self, source: str, target: str) -> None:
         """Replace `target` by `source` at once. Durable after `sync_directory`."""
 
@@ -157,6 +160,10 @@ class Log(Protocol):
     @property
     def last_lsn(self) -> int:
         """Last LSN that was appended."""
+
+    @property
+    def checkpointed_lsn(self) -> int:
+        """Up to where trimming was allowed."""
 
     def trim(self, lsn: int) -> int:
         """Remove sealed segments whose operations all have an LSN up to `lsn`. Returns how many. Names durable."""

@@ -457,6 +457,41 @@ def test_a_full_disk_is_told_as_such_though_lmdb_calls_it_an_io_error(
     assert caught.value.errno == errno.ENOSPC
 
 
+def test_the_lock_file_has_no_holes_that_a_full_disk_could_not_fill(tmp_path: Path) -> None:
+    backend = opened(tmp_path)
+    lock = (tmp_path / "shard-000" / "lock.mdb").stat()
+    assert lock.st_size == shard_module.LOCK_BYTES, "LMDB did not extend it"
+    assert lock.st_blocks * 512 >= lock.st_size
+    backend.close()
+
+
+def test_on_a_full_disk_lmdb_is_not_let_near_a_lock_file_with_holes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(tmp_path).close()
+    lock = tmp_path / "shard-000" / "lock.mdb"
+    lock.unlink()
+    lock.touch()
+    os.truncate(lock, shard_module.LOCK_BYTES)
+    with monkeypatch.context() as full:
+        full.setattr(shard_module, "_is_disk_full", lambda _: True)
+        for use in (lambda: opened(tmp_path), lambda: LmdbBackend(tmp_path).count()):
+            with pytest.raises(StorageError, match="make room"):
+                use()
+    opened(tmp_path).close()
+
+
+def test_a_lock_file_that_cannot_be_made_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda *_: 100)
+        with pytest.raises(StorageError, match="make room"):
+            opened(tmp_path)
+    assert [*(tmp_path / "shard-000").iterdir()] == []
+    opened(tmp_path).close()
+
+
 # --- the directory ------------------------------------------------------------------------------------------------
 
 

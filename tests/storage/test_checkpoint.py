@@ -615,6 +615,41 @@ def test_a_file_system_that_cannot_reserve_room_does_without(
     assert loaded(path) == (2, [])
 
 
+def test_the_lock_file_has_no_holes_that_a_full_disk_could_not_fill(path: Path) -> None:
+    saved(path, 1)
+    lock = (path / "lock.mdb").stat()
+    assert lock.st_size == statefile.LOCK_BYTES, "LMDB did not extend it"
+    assert lock.st_blocks * 512 >= lock.st_size
+
+
+def test_on_a_full_disk_lmdb_is_not_let_near_a_lock_file_with_holes(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(path, 1)
+    (path / "lock.mdb").unlink()
+    (path / "lock.mdb").touch()
+    os.truncate(path / "lock.mdb", statefile.LOCK_BYTES)
+    with monkeypatch.context() as full:
+        full.setattr(statefile, "DISK_FULL_BYTES", 2**62)
+        for shared in (False, True):
+            with pytest.raises(StorageError, match="make room") as caught:
+                LmdbState.open(str(path), STORE, shared=shared)
+            assert caught.value.errno == errno.ENOSPC
+        assert loaded(path, readonly=True) == (1, [])
+    saved(path, 2)
+
+
+def test_a_lock_file_that_cannot_be_made_leaves_nothing_behind(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda *_: 100)
+        with pytest.raises(StorageError, match="make room"):
+            opened(path)
+    assert [*path.iterdir()] == []
+    opened(path).close()
+
+
 LIMITED = """
 import resource, signal, sys
 from walbatch.errors import StorageError

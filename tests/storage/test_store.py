@@ -25,7 +25,12 @@ from walbatch.storage.layout import Layout
 from walbatch.storage.store import take_lock
 
 SMALL = wb.Settings(
-    segment_bytes=4096, disk_bytes_max=2**30, timer_ms=1, checkpoint_ms=1, disk_full_wait_s=0.01, idle_stamp_ms=1
+    segment_bytes=4096,
+    disk_bytes_max=2**30,
+    timer_ms=1,
+    checkpoint_ms=1,
+    disk_full_wait_s=0.01,
+    idle_stamp_ms=1,
 )
 ROOT = "/a/q"
 
@@ -78,7 +83,9 @@ class Life:
             "kept": wb.Lane(recorder, trigger=FAST),
             "soon": wb.Lane(recorder, trigger=FAST),
         }
-        with wb.Engine.open(ROOT, lanes=lanes, settings=SMALL, environment=environment(fs), verify=True) as engine:
+        with wb.Engine.open(
+            ROOT, lanes=lanes, settings=SMALL, environment=environment(fs), verify=True
+        ) as engine:
             engine.flush(timeout=30)
         delivered = self.applied | {payload for _, _, payload in recorder.applied}
         assert delivered <= self.submitted

@@ -110,8 +110,10 @@ class LmdbBackend:
         return f"<LmdbBackend {self.path} {use}, {len(self._shards)} shards>"
 
     @property
-    def url(self) -> str:
-        """`lmdb:///path`, from which the command line makes it again. A `write` function is not part of it."""
+    def url(self) -> str | None:
+        """`lmdb:///path`, from which the command line makes it again; None with a `write` function, which no URL can name."""
+        if self._write is not None:
+            return None
         return f"lmdb://{quote(os.fsencode(self.path))}"
 
     # --- opening and closing --------------------------------------------------------------------------------------

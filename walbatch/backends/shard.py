@@ -20,7 +20,7 @@ import lmdb
 
 from walbatch.core.mark import decode_mark, encode_mark
 from walbatch.errors import ConfigError, CorruptionError, EngineClosed, StorageError, WalbatchError
-from walbatch.limits import MIB
+from walbatch.limits import KIB, MIB
 from walbatch.types import Mark
 
 KEY_BYTES_MAX: Final = 511
@@ -29,8 +29,12 @@ KEY_BYTES_MAX: Final = 511
 DATABASES_MAX: Final = 8
 """`data` and `marks`, and room for later versions."""
 
-READERS_MAX: Final = 1024
-"""Reading transactions at once, over all processes: a slot in lock.mdb takes 64 bytes."""
+LOCK_BYTES: Final = 32 * KIB
+READERS_MAX: Final = 500
+"""Reading transactions at once, over all processes. Each has 64 bytes in LMDB's lock file: these fit in LOCK_BYTES."""
+
+DISK_FULL_BYTES: Final = MIB
+"""A disk with less room counts as full."""
 
 CHUNK_COUNT: Final = 1_000
 CHUNK_BYTES: Final = MIB
@@ -46,6 +50,10 @@ _OPENED_KEY: Final = b"opened"
 """In `marks`. The keys of marks are longer: they begin with a UUID."""
 
 _DATA_NAME: Final = "data.mdb"
+_LOCK_NAME: Final = "lock.mdb"
+_BLOCK_BYTES: Final = 512
+"""Unit of st_blocks."""
+
 _NOT_DAMAGE: Final = (
     lmdb.MapFullError,
     lmdb.MapResizedError,
@@ -86,6 +94,12 @@ class Shard:
         Raises CorruptionError, StorageError, ConfigError if this process has it open already.
         """
         with shard_errors(path):
+            try:
+                _reserve_lock_file(path)
+            except OSError as error:
+                # A reader that may not write there leaves it to LMDB, which can do without on a read-only disk.
+                if not readonly or error.errno not in {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT}:
+                    raise
             env = lmdb.open(
                 os.fspath(path),
                 map_size=max(map_bytes, 2 * _data_bytes(path)) if readonly else map_bytes,
@@ -319,6 +333,30 @@ class _Gate:
                 self._cond.notify_all()
 
 
+def _reserve_lock_file(path: Path) -> None:
+    """Give LMDB's lock file its blocks. LMDB writes it through a map: a hole in it, on a full disk, is a SIGBUS.
+
+    A file that exists is not opened: closing it would end LMDB's locks, if this process has it open already. LMDB
+    takes over a file of zeros, so a crash leaves nothing to repair. Raises OSError.
+    """
+    name = path / _LOCK_NAME
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(name))
+    try:
+        file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        if name.stat().st_blocks * _BLOCK_BYTES < LOCK_BYTES and _is_disk_full(path):
+            raise full from None
+        return
+    try:
+        if os.write(file, bytes(LOCK_BYTES)) < LOCK_BYTES:
+            raise full
+    except OSError:
+        name.unlink()
+        raise
+    finally:
+        os.close(file)
+
+
 def _data_bytes(path: Path) -> int:
     try:
         return (path / _DATA_NAME).stat().st_size
@@ -351,12 +389,13 @@ def _ours(path: Path, error: lmdb.Error) -> WalbatchError:
         return ConfigError(f"{path} is already open in this process: use the LmdbBackend that has it open")
     # Positive codes are errno, negative ones LMDB's; py-lmdb itself has none.
     code = getattr(error, "code", 0)
+    reason = str(error).removeprefix(f"{path}: ")
     if code > 0:
-        return _storage_error(path, str(error), code)
+        return _storage_error(path, reason, code)
     if isinstance(error, _NOT_DAMAGE) or (code == 0 and "data format" not in str(error)):
-        return _storage_error(path, str(error), None)
+        return _storage_error(path, reason, None)
     return CorruptionError(
-        f"{path / _DATA_NAME} is damaged ({error}): restore it from a backup",
+        f"{path / _DATA_NAME} is damaged ({reason}): restore it from a backup",
         path=str(path / _DATA_NAME),
         expected="a sound LMDB file",
     )
@@ -386,5 +425,5 @@ def _storage_error(path: Path, reason: str, code: int | None) -> StorageError:
 def _is_disk_full(path: Path) -> bool:
     with contextlib.suppress(OSError):
         disk = os.statvfs(path)
-        return disk.f_bavail * disk.f_frsize < MIB
+        return disk.f_bavail * disk.f_frsize < DISK_FULL_BYTES
     return False

@@ -49,6 +49,7 @@ class Checkpointer:
         self._on_failure = on_failure
         self._last: Checkpoint | None = None
         self.checkpointed_lsn = 0
+        self._trimmed_lsn = -1
         self._stop = threads.condition()
         self._stopping = False
         self._thread: Thread | None = None
@@ -91,17 +92,24 @@ class Checkpointer:
     def checkpoint(self) -> bool:
         """Save a checkpoint if anything changed, then trim. Returns whether it saved.
 
-        Crash story: the backends had made durable what is settled; the checkpoint is durable before any
-        segment that it makes superfluous is unlinked. Losing the last checkpoint means that the one before it
-        counts: more is replayed, nothing is lost.
+        Crash story: the backends had made durable what is settled; a checkpoint is durable before any segment that it makes
+        superfluous is unlinked. The log is trimmed only as far as *both* generations of the checkpoint go, so losing the
+        last one means that the one before it counts: more is replayed, nothing is missing.
         """
         # Taken in this order: the log was durable at least this far, and every settled operation lies below it.
         settled = self._settled()
         durable_lsn = max(self._durable_lsn(), settled.watermark)
         segment = self._log.end.segment
         last = self._last
-        if last is not None and last.watermark == settled.watermark and last.lanes == settled.lanes:
-            return False
+        if (
+            last is not None
+            and last.watermark == settled.watermark == self._trimmed_lsn
+            and last.lanes == settled.lanes
+        ):
+            # Where nothing settles, how far the log reached still matters: that is what shows the loss of its end.
+            grown = last.segment != segment or (self._stopping and last.durable_lsn != durable_lsn)
+            if not grown:
+                return False
         checkpoint = Checkpoint(
             generation=self._generation + 1, epoch=self._base.epoch, watermark=settled.watermark, durable_lsn=durable_lsn,
             segment=segment, settled_count=self._base.settled_count + settled.settled_count, lanes=settled.lanes,
@@ -110,5 +118,7 @@ class Checkpointer:
         self._generation += 1
         self._last = checkpoint
         self.checkpointed_lsn = settled.watermark
-        self._log.trim(settled.watermark)
+        if last is not None:
+            self._trimmed_lsn = last.watermark
+            self._log.trim(last.watermark)
         return True

@@ -7,6 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 
 class RealClock:
@@ -25,46 +26,51 @@ def _seconds(timeout_ns: int | None) -> float | None:
     return None if timeout_ns is None else min(max(0, timeout_ns) / 1e9, threading.TIMEOUT_MAX)
 
 
-class RealEvent:
-    """threading.Event with a timeout in ns."""
-
-    __slots__ = ("_event",)
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-
-    def set(self) -> None:
-        """Wake all waiters."""
-        self._event.set()
-
-    def is_set(self) -> bool:
-        """Whether it is set."""
-        return self._event.is_set()
-
-    def wait(self, timeout_ns: int | None = None) -> bool:
-        """Wait until set."""
-        return self._event.wait(_seconds(timeout_ns))
+_RLock: Any = type(threading.RLock())
 
 
-class RealCondition:
-    """threading.Condition over a plain lock, with a timeout in ns."""
+class RealCondition(_RLock):  # type: ignore[misc]  # the interpreter's own lock type, which has no static name
+    """A lock with waiting, with a timeout in ns.
 
-    __slots__ = ("_condition", "notify", "notify_all")
+    It *is* the interpreter's lock, rather than having one: entering and leaving a `with` block then runs no bytecode at which
+    a signal handler could raise and leave it locked for ever.
+    """
 
     def __init__(self) -> None:
-        self._condition = condition = threading.Condition(threading.Lock())
+        self._condition = condition = threading.Condition(self)
         self.notify = condition.notify
         self.notify_all = condition.notify_all
-
-    def __enter__(self) -> None:
-        self._condition.__enter__()
-
-    def __exit__(self, *exc: object) -> None:
-        self._condition.__exit__(None, None, None)
 
     def wait(self, timeout_ns: int | None = None) -> bool:
         """Release, wait, take again."""
         return self._condition.wait(_seconds(timeout_ns))
+
+
+class RealEvent:
+    """A flag on such a lock."""
+
+    __slots__ = ("_condition", "_flag")
+
+    def __init__(self) -> None:
+        self._condition = RealCondition()
+        self._flag = False
+
+    def set(self) -> None:
+        """Wake all waiters."""
+        with self._condition:
+            self._flag = True
+            self._condition.notify_all()
+
+    def is_set(self) -> bool:
+        """Whether it is set."""
+        return self._flag
+
+    def wait(self, timeout_ns: int | None = None) -> bool:
+        """Wait until set."""
+        with self._condition:
+            if not self._flag:
+                self._condition.wait(timeout_ns)
+        return self._flag
 
 
 class RealThread:

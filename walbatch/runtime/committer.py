@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,11 +85,11 @@ class Committer:
         self._names = names
         self._on_durable = on_durable
         self._on_failure = on_failure
-        # Guards everything below. Held for bookkeeping only, never over I/O. Whoever sets _busy owns the
-        # log's append side.
+        # Guards everything below. Held for bookkeeping only, never over I/O. _owner is who owns the log's append
+        # side: the group whose leader is at work, or the committer itself. None: nobody.
         self._cond = threads.condition()
         self._queue: deque[PendingGroup] = deque()
-        self._busy = False
+        self._owner: object = None
         self._next_lsn = next_lsn
         self._queued_bytes = 0
         self._written: list[PendingGroup] = []
@@ -126,7 +127,7 @@ class Committer:
 
     def start(self) -> None:
         """Start the committer's own thread."""
-        self._thread = self._threads.spawn("walbatch-commit", self._run)
+        self._thread = self._threads.spawn("walbatch-commit", self._run_guarded)
 
     # --- submitting ---
 
@@ -217,6 +218,8 @@ class Committer:
                 hint="the disk is slower than the producers: try again later",
             )  # fmt: skip
         disk_bytes = self._log.disk_bytes
+        if self._log.checkpointed_lsn >= self._durable_lsn:
+            return None  # all that the log holds is settled: the next roll makes room
         if disk_bytes + self._queued_bytes + size > settings.disk_bytes_max:
             return Overloaded(
                 "disk_bytes_max", value=disk_bytes, maximum=settings.disk_bytes_max,
@@ -242,24 +245,29 @@ class Committer:
         and the sync is simply done again. The one thing that must not be repeated is a failed sync, so an
         OSError hidden under the interruption stops the engine.
         """
-        owner = False
+        ambient = sys.exception()  # what the caller is handling has nothing to do with the log
         try:
             with self._cond:
-                while self._busy or (
+                while self._owner is not None or (
                     self._queue and self._queue[0] is not pending and not pending.durable.done
                 ):
                     self._cond.wait()
                 if pending.durable.done:
                     return
-                self._busy = owner = True
+                self._owner = pending
             self._commit(pending)
         except BaseException as error:
             cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, (OSError, StorageError)):
+            while (
+                cause is not None and cause is not ambient and not isinstance(cause, (OSError, StorageError))
+            ):
                 cause = cause.__context__
-            if owner:
-                with self._cond:
-                    self._busy = False
+            if cause is ambient:
+                cause = None
+            with self._cond:
+                # Only if it is still ours: it may have been given back, and taken by somebody else.
+                if self._owner is pending:
+                    self._owner = None
             if cause is not None and not pending.durable.done:
                 self._fail(cause)
             raise
@@ -267,7 +275,7 @@ class Committer:
     def _commit(self, pending: PendingGroup) -> None:
         """Write and, if anybody in it needs that, sync the head group.
 
-        The caller has set _busy; it is clear at return.
+        The caller has set _owner to the group; it is clear at return.
         """
         group = pending.group
         sync = False
@@ -280,7 +288,15 @@ class Committer:
                     self._next_lsn = max(self._next_lsn, group.last_lsn + 1)
                     synced_lsn = self._durable_lsn
                 self._append(pending, synced_lsn)
-                sync = group.needs_sync or self._written_bytes + group.bytes > limits.UNSYNCED_BYTES_MAX
+                overdue = bool(self._written) and (
+                    self._clock.monotonic_ns() >= self._written_since_ns + self._settings.interval_ns
+                )
+                # An interval that has passed is not put off by a log that is busy all the time.
+                sync = (
+                    group.needs_sync
+                    or overdue
+                    or self._written_bytes + group.bytes > limits.UNSYNCED_BYTES_MAX
+                )
                 if sync:
                     self._log.sync()
         except (OSError, StorageError) as error:
@@ -288,8 +304,12 @@ class Committer:
         else:
             if self._failure is None:
                 self._finish(pending, synced=sync)
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """The append side is free."""
         with self._cond:
-            self._busy = False
+            self._owner = None
             self._cond.notify_all()
 
     def _append(self, pending: PendingGroup, synced_lsn: int) -> None:
@@ -308,7 +328,6 @@ class Committer:
             except OSError as error:
                 if error.errno not in {errno.ENOSPC, errno.EDQUOT} or self._clock.monotonic_ns() >= deadline:
                     raise
-                _logger.warning("the disk is full; waiting for room to write lsn %d", group.first_lsn)
                 with self._cond:
                     self._sleep(FULL_RETRY_NS)
             else:
@@ -320,21 +339,22 @@ class Committer:
         with self._cond:
             if not self._written:
                 self._written_since_ns = self._clock.monotonic_ns()
-            if pending not in self._written:
+            if not self._written or self._written[-1] is not pending:
                 self._written.append(pending)
                 self._written_bytes += group.bytes
             if self._queue and self._queue[0] is pending:
                 self._queue.popleft()
-                self._queued_bytes -= group.bytes
+                self._queued_bytes = sum(queued.group.bytes for queued in self._queue)
                 self.commits += 1
                 self.committed += len(group)
             self._last_commit_ns = self._clock.monotonic_ns()
         if synced:
             self._finish_sync()
-        pending.durable.resolve()
+        else:
+            pending.durable.resolve()
 
     def _finish_sync(self) -> None:
-        """Everything written is durable now.
+        """Everything written is durable now, and whoever waits for it is told.
 
         Called by the owner of the append side, right after a successful sync.
         """
@@ -349,6 +369,7 @@ class Committer:
             following = written[index + 1].position if index + 1 < len(written) else end
             assert following is not None
             self._on_durable(Committed(group=pending.group, position=pending.position, end=following))
+            pending.durable.resolve()
         with (
             self._cond
         ):  # only now: if a signal's exception came between, all of it is handed on again, and recognised
@@ -381,6 +402,15 @@ class Committer:
 
     # --- the committer's own thread ---
 
+    def _run_guarded(self) -> None:
+        """The thread's outermost frame: its death stops the engine loudly, or everybody would wait for ever."""
+        try:
+            self._run()
+        except BaseException as error:
+            _logger.critical("the committer died", exc_info=True)
+            self._fail(error)
+            self._give_back()
+
     def _run(self) -> None:
         """Lead groups that nobody leads, sync interval lanes, stamp a quiet log."""
         while True:
@@ -393,13 +423,13 @@ class Committer:
                     not self._queue and not self._written and self._stamped_lsn < self._durable_lsn
                     and now >= self._last_commit_ns + self._settings.idle_stamp_ns
                 )  # fmt: skip
-                idle = not self._queue and not self._written and not self._busy
-                if self._failure is not None or (self._stopping and idle):
+                idle = not self._queue and not self._written and self._owner is None
+                if (self._failure is not None and self._owner is None) or (self._stopping and idle):
                     return
-                if self._busy or not (pending or sync_due or stamp_due):
+                if self._owner or self._failure or not (pending or sync_due or stamp_due):
                     self._cond.wait(self._next_wake(now))
                     continue
-                self._busy = True
+                self._owner = pending or self
                 if pending is not None:
                     pending.led = True
             if pending is not None:
@@ -418,7 +448,7 @@ class Committer:
         return max(min(times) - now, 1_000_000) if times else None
 
     def _sync_quietly(self, *, stamp: bool) -> None:
-        """Sync what interval lanes have written, or write an idle stamp. The caller has set _busy."""
+        """Sync what interval lanes have written, or write an idle stamp. The caller has set _owner."""
         try:
             if stamp:
                 self._stamp()
@@ -429,9 +459,7 @@ class Committer:
         else:
             if not stamp:
                 self._finish_sync()
-        with self._cond:
-            self._busy = False
-            self._cond.notify_all()
+        self._give_back()
 
     def _stamp(self) -> None:
         """Write an idle stamp. A full disk is no failure here: the stamp is tried again later."""

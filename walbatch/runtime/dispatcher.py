@@ -38,6 +38,8 @@ from walbatch.types import Batch, CutReason, Durability, LaneMark, Mark, Order, 
 
 _logger = logging.getLogger("walbatch")
 
+TICK_FLOOR_NS = 1_000_000
+"""Shortest tick: a linger of nothing must not make the timer spin while batches are in flight."""
 DUE_FLOOR_NS = 100_000
 """Shortest sleep of the timer, so that no mistake about a deadline can make it spin."""
 
@@ -176,10 +178,12 @@ class Dispatcher:
             if shard.lane.logged:
                 shard.cursor = _Cursor(start, 0)
                 shard.ledger.frontier = watermark
+        self._found_waiting: list[tuple[str, int]] = []
         self._settled_count = 0
         self._first_shard = 0
         self._in_flight = 0
         self._draining = False
+        self._hurried = False
         self._stopping = False
         self._failure: WalbatchError | None = None
         self._idle = False
@@ -197,7 +201,9 @@ class Dispatcher:
         self._inbox_count = 0
         self._urgent_count = min((lane.cut_limits.count for lane in lanes), default=1)
         self._urgent_bytes = min([lane.cut_limits.bytes for lane in lanes] + [settings.memory_bytes_max // 4])
-        self._tick_ns = min([lane.cut_limits.linger_ns for lane in lanes] + [settings.timer_ns])
+        self._tick_ns = max(
+            TICK_FLOOR_NS, min([lane.cut_limits.linger_ns for lane in lanes] + [settings.timer_ns])
+        )
         self._promises: weakref.WeakValueDictionary[tuple[int, int], Promise] = weakref.WeakValueDictionary()
 
     def __repr__(self) -> str:
@@ -244,7 +250,6 @@ class Dispatcher:
             urgent = self._inbox_count >= self._urgent_count or self._inbox_bytes >= self._urgent_bytes
         if urgent or self._idle:
             with self._cond:
-                self._absorb()
                 self._cond.notify_all()
 
     def submit_unlogged(
@@ -280,7 +285,10 @@ class Dispatcher:
             self._cond.notify_all()
 
     def _absorb(self) -> None:
-        """Move the inbox into the shards. Called with the lock held."""
+        """Move the inbox into the shards. Called with the lock held, and by the engine's own threads only.
+
+        A user's thread may be interrupted at any bytecode by a signal handler's exception, and would lose what it holds.
+        """
         with self._inbox_guard:
             if not self._inbox:
                 return
@@ -315,7 +323,9 @@ class Dispatcher:
         while True:
             with self._cond:
                 self._idle = False
-                self._absorb()
+                if self._inbox:
+                    self._absorb()
+                    self._cond.notify_all()
                 if self._stopping:
                     return
                 now = self._clock.monotonic_ns()
@@ -404,12 +414,12 @@ class Dispatcher:
         """Apply batches until told to stop."""
         while True:
             with self._work:
-                while not self._jobs:
-                    if self._workers_stopping:
-                        return
+                while not self._jobs and not self._workers_stopping:
                     self._workers_free += 1
                     self._work.wait()
                     self._workers_free -= 1
+                if self._workers_stopping:
+                    return  # a job that nobody took stays in the log
                 job = self._jobs.popleft()
             self._apply(job)
 
@@ -529,6 +539,11 @@ class Dispatcher:
                 else:
                     self._feed(cohort, frame)
                 self._cond.notify_all()
+                waiting, self._found_waiting = self._found_waiting, []
+            for name, lsn in waiting:  # not under the lock: a handler may call the engine
+                _logger.warning(
+                    "lane %r has no backend: its operations wait in the log from lsn %d on", name, lsn
+                )
 
     def _cohort(self) -> list[_Shard]:
         """The shards to read for next: those at the oldest cursor among the ones that want it."""
@@ -577,11 +592,7 @@ class Dispatcher:
                 shard.queue.push((lsn, key, payload, priority, now))
                 shard.ledger.admit(lsn)
                 if lane.held:
-                    _logger.warning(
-                        "lane %r has no backend: its operations wait in the log from lsn %d on",
-                        lane.setup.name,
-                        lsn,
-                    )
+                    self._found_waiting.append((lane.setup.name, lsn))
             else:
                 shard.cursor = _Cursor(frame.position, lsn)
                 shard.ledger.advance(lsn - 1)
@@ -616,7 +627,6 @@ class Dispatcher:
             lanes = [self._by_name[name] for name in names]
             targets = {lane.index: lsn if lane.logged else lane.sequence for lane in lanes}
             while True:
-                self._absorb()
                 waiting = [
                     shard for lane in lanes for shard in lane.shards
                     if self._watermark(shard) < targets[lane.index] and not (not lane.logged and not len(shard.ledger))
@@ -649,12 +659,11 @@ class Dispatcher:
             self._draining = True
             self._cond.notify_all()
             while True:
-                self._absorb()
-                left = any(
+                left = bool(self._inbox) or any(
                     len(shard.queue) or shard.cursor is not None
                     for shard in self._shards if not shard.lane.held and not shard.lane.paused
                 )  # fmt: skip
-                if not left or self._failure is not None or self._stopping:
+                if not left or self._failure is not None or self._stopping or self._hurried:
                     return not left
                 now = self._clock.monotonic_ns()
                 if deadline is not None and now >= deadline:
@@ -669,26 +678,32 @@ class Dispatcher:
             self._cond.notify_all()
         self._resolve_all(error)
 
+    def hurry(self) -> None:
+        """End a drain that is under way."""
+        with self._cond:
+            self._hurried = True
+            self._cond.notify_all()
+
     def stop(self, timeout_ns: int | None) -> bool:
         """Cut nothing more, wait for batches in flight, end the threads. Returns whether all ended in time.
 
-        A backend that does not return keeps its (daemon) worker; its batch stays in the log, as unknown.
+        May be called again, to wait longer. Not from a thread of the engine.
         """
         deadline = None if timeout_ns is None else self._clock.monotonic_ns() + timeout_ns
-
-        def left() -> int | None:
-            return None if deadline is None else max(0, deadline - self._clock.monotonic_ns())
-
         with self._cond:
             self._stopping = True
             self._cond.notify_all()
-        ended = all(thread.is_current() or thread.join(left()) for thread in self._threads_running)
         with self._work:
             self._workers_stopping = True
             self._work.notify_all()
-        for worker in self._workers:
-            ended = worker.is_current() or (worker.join(left()) and ended)
-        return ended
+        return all(
+            thread.join(None if deadline is None else max(0, deadline - self._clock.monotonic_ns()))
+            for thread in [*self._threads_running, *self._workers]
+        )
+
+    def is_own_thread(self) -> bool:
+        """Whether the caller runs in a thread of the dispatcher: a backend, for example."""
+        return any(thread.is_current() for thread in [*self._threads_running, *self._workers])
 
     def abandon(self) -> None:
         """Tell everybody who still waits that the engine is closed."""
@@ -719,7 +734,6 @@ class Dispatcher:
     def settled(self) -> Settled:
         """The settled state, consistent at one moment."""
         with self._cond:
-            self._absorb()
             watermarks = [self._watermark(shard) for shard in self._shards if shard.lane.logged]
             lanes = {
                 lane.setup.name: LaneMark(shards=tuple(shard.ledger.mark(epoch=self._epoch) for shard in lane.shards))
@@ -734,7 +748,6 @@ class Dispatcher:
     def settled_lsn(self) -> int:
         """The settled watermark over all lanes."""
         with self._cond:
-            self._absorb()
             return min((self._watermark(s) for s in self._shards if s.lane.logged), default=self._end_lsn)
 
     def settled_count(self) -> int:
@@ -745,7 +758,6 @@ class Dispatcher:
     def lane_stats(self) -> dict[str, LaneStats]:
         """Every lane's figures."""
         with self._cond:
-            self._absorb()
             return {
                 lane.setup.name: LaneStats(
                     submitted=lane.submitted, applied=lane.applied, retried=lane.retried, batches=lane.batches,

@@ -17,8 +17,9 @@ from walbatch.types import Durability
 
 NS_PER_S = 1_000_000_000
 
-_making = threading.Lock()
-"""Held over one assignment; no port is called under it, so it needs none itself. Guards every promise's fields."""
+_making = threading.RLock()
+"""Guards every promise's fields, for an assignment or two: no port is called under it, so it needs none itself. It is
+re-entrant because making an object may run a finalizer, which may do anything."""
 
 
 def timeout_to_ns(timeout: float | None) -> int | None:
@@ -34,7 +35,7 @@ class Promise:
     def __init__(self, threads: Threads) -> None:
         self._threads = threads
         self._event: Event | None = None
-        self._listeners: list[Callable[[], None]] | None = None
+        self._listeners: dict[Callable[[], None], None] | None = None
         self._outcome: tuple[Any, WalbatchError | None] | None = None
 
     @property
@@ -50,10 +51,10 @@ class Promise:
         with _making:
             if self._outcome is None:
                 self._outcome = (value, error)
-            event, listeners = self._event, self._listeners
+            event, listeners = self._event, tuple(self._listeners or ())
         if event is not None:
             event.set()
-        for listener in listeners or ():
+        for listener in listeners:
             listener()
         self._listeners = None
 
@@ -65,7 +66,9 @@ class Promise:
         with _making:
             happened = self._outcome is not None
             if not happened:
-                self._listeners = [*(self._listeners or ()), listener]
+                if self._listeners is None:
+                    self._listeners = {}
+                self._listeners[listener] = None
         if happened:
             listener()
 
@@ -73,7 +76,7 @@ class Promise:
         """Forget a listener whose owner has stopped waiting. It may still be called once."""
         with _making:
             if self._listeners is not None:
-                self._listeners = [other for other in self._listeners if other is not listener] or None
+                self._listeners.pop(listener, None)
 
     @property
     def kept(self) -> bool:

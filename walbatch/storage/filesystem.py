@@ -147,6 +147,10 @@ class RealFileSystem:
         """open(2), read-only; a symbolic link is refused, since names in a store never lead outside it."""
         return RealFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), path)
 
+    def truncate(self, path: str, size: int) -> None:
+        """truncate(2)."""
+        os.truncate(path, size)
+
     def rename(self, source: str, target: str) -> None:
         """rename(2)."""
         os.rename(source, target)

@@ -122,7 +122,7 @@ class Log:
         self._active = active
         self._unsynced = False
         self._broken: str | None = None
-        self.checkpointed_lsn = 0
+        self._checkpointed_lsn = 0
         # Guards _closed, _files and _indexes: the reader, the leader (rolling) and the checkpointer
         # (trimming) meet here.
         self._guard = threads.condition()
@@ -166,8 +166,9 @@ class Log:
             first=list(_first_frames(fs, layout, plan)),
         )  # fmt: skip
         closed = _closed_segments(facts, plan)
+        _cut_predecessor(fs, layout, closed, header.prev_number)
         log = cls(fs, layout, clock, entropy, threads, settings, active, closed)
-        log.checkpointed_lsn = watermark
+        log._checkpointed_lsn = watermark
         return log
 
     # --- appending -------------------------------------------------------------------------------------------------
@@ -181,6 +182,11 @@ class Log:
     def last_lsn(self) -> int:
         """Last LSN that was appended."""
         return self._active.last_lsn
+
+    @property
+    def checkpointed_lsn(self) -> int:
+        """Up to where trimming was allowed."""
+        return self._checkpointed_lsn
 
     @property
     def disk_bytes(self) -> int:
@@ -276,7 +282,7 @@ class Log:
                 old.header, number=old.header.number + 1, first_lsn=old.last_lsn + 1, prev_number=old.header.number,
                 prev_salt=old.header.salt, prev_last_lsn=old.last_lsn,
                 operations_before=old.header.operations_before + old.operations,
-                checkpointed_lsn=self.checkpointed_lsn, created_wall_ns=self._clock.wall_ns(),
+                checkpointed_lsn=self._checkpointed_lsn, created_wall_ns=self._clock.wall_ns(),
             )  # fmt: skip
             active = SegmentWriter.create(
                 self._fs, self._layout.segment(header.number), header, segment_bytes=self._settings.segment_bytes,
@@ -412,7 +418,7 @@ class Log:
         is too. One thread at a time.
         """
         self._check()
-        self.checkpointed_lsn = max(self.checkpointed_lsn, lsn)
+        self._checkpointed_lsn = max(self._checkpointed_lsn, lsn)
         with self._guard:
             oldest = sorted(self._closed)
         removed = 0
@@ -458,6 +464,18 @@ def _quarantine(fs: FileSystem, layout: Layout, torn: TornTail) -> None:
     )
     note = f"segment {torn.segment}, offset {torn.offset}, {size} bytes: torn tail, never acknowledged ({torn.reason})\n"
     write_durably(fs, f"{name}.note", note.encode())
+
+
+def _cut_predecessor(fs: FileSystem, layout: Layout, closed: dict[int, ClosedSegment], number: int) -> None:
+    """Give back the preallocated room of the segment that a crash left behind.
+
+    Crash story: the new segment's header, which cuts the old one off at this very place, is durable. What stood behind it was
+    copied to the new segment or to quarantine/. Whether the cut itself survives does not matter.
+    """
+    old = closed.get(number)
+    if old is not None and old.file_bytes > old.end_offset:
+        fs.truncate(layout.segment(number), old.end_offset)
+        closed[number] = replace(old, file_bytes=old.end_offset)
 
 
 def _first_frames(fs: FileSystem, layout: Layout, plan: Plan) -> Iterator[FirstFrame]:

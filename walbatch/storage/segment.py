@@ -10,6 +10,7 @@ creation.
 from __future__ import annotations
 
 import bisect
+import errno
 from array import array
 from dataclasses import dataclass
 
@@ -119,7 +120,7 @@ class SegmentWriter:
         file = fs.create(temporary)
         try:
             writer = cls(file, path, header)
-            file.preallocate(segment_bytes)
+            _preallocate(file, segment_bytes)
             writer.write_header()
             for frame in first:
                 writer.append(
@@ -234,6 +235,19 @@ class SegmentWriter:
     def close(self) -> None:
         """Release the file."""
         self._file.close()
+
+
+def _preallocate(file: File, size: int) -> None:
+    """Reserve room for a segment; on a full disk go on without, since a small write may still fit.
+
+    Opening a store must work on a full disk: delivering its backlog is what makes room.
+    """
+    try:
+        file.preallocate(size)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        file.truncate(0)
 
 
 def read_header(file: File) -> tuple[HeaderState, SegmentHeader | None]:

@@ -47,11 +47,23 @@ DATABASES_MAX: Final = 8
 ENTRIES_MAX: Final = 256
 """Entries of one database: twice the lanes of a store, and some that are damaged."""
 
+LOCK_BYTES: Final = 16 * KIB
+"""LMDB's lock file: room for 253 readers, of which each `inspect` or `verify` beside a live engine is one."""
+
+READERS_MAX: Final = 126
+"""What LMDB is asked for: fewer than fit, so that it does not extend the file."""
+
+DISK_FULL_BYTES: Final = MIB
+"""A disk with less room counts as full where LMDB would have to extend its lock file."""
+
 ADOPTIONS_MAX: Final = 3
 """How often one reading takes over a map that another process has grown meanwhile."""
 
 DATA_NAME: Final = "data.mdb"
 LOCK_NAME: Final = "lock.mdb"
+
+_BLOCK_BYTES: Final = 512
+"""Unit of st_blocks."""
 
 _OPENED_KEY: Final = b"opened"
 _COUNTER: Final = struct.Struct("<Q")
@@ -106,6 +118,8 @@ class StateFile:
                 raise DamagedFileError(problem)
             # A lock file that is not there means that nobody writes; making it would be writing.
             lock = not readonly or (shared and os.path.lexists(os.path.join(path, LOCK_NAME)))
+            if lock:
+                reserve_lock_file(path)
             if readonly:
                 map_bytes = max(map_bytes, 2 * data_bytes(path))
         with os_errors(path, "opened"), lmdb_errors(path, "opened"):
@@ -113,6 +127,7 @@ class StateFile:
                 path,
                 map_size=map_bytes,
                 max_dbs=DATABASES_MAX,
+                max_readers=READERS_MAX,
                 mode=0o600,
                 create=False,
                 readonly=readonly,
@@ -290,6 +305,32 @@ def find_problem(path: str) -> str | None:
     return f"{DATA_NAME}: {problems[0]}" if problems else None
 
 
+def reserve_lock_file(path: str) -> None:
+    """Give LMDB's lock file its blocks. LMDB writes it through a map: a hole in it, on a full disk, is a SIGBUS.
+
+    A file that exists is not opened: closing it would end LMDB's locks, if this process has it open already. LMDB
+    takes over a file of zeros, so a crash leaves nothing to repair. Raises OSError.
+    """
+    name = os.path.join(path, LOCK_NAME)
+    try:
+        file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        disk = os.statvfs(path)
+        has_holes = os.lstat(name).st_blocks * _BLOCK_BYTES < LOCK_BYTES
+        if has_holes and disk.f_bavail * disk.f_frsize < DISK_FULL_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name) from None
+        return
+    try:
+        written = os.write(file, bytes(LOCK_BYTES))
+        if written < LOCK_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+    except OSError:
+        os.unlink(name)
+        raise
+    finally:
+        os.close(file)
+
+
 # --- moving suspect bytes aside -----------------------------------------------------------------------------------
 
 
@@ -377,11 +418,12 @@ def lmdb_errors(path: str, done: str) -> Iterator[None]:
     except lmdb.Error as error:
         # Positive codes are errno, negative ones LMDB's; py-lmdb itself has none.
         code = getattr(error, "code", 0)
+        reason = str(error).removeprefix(f"{path}: ")
         if code > 0:
-            raise _storage_error(path, done, str(error), code) from error
+            raise _storage_error(path, done, reason, code) from error
         if isinstance(error, _NOT_DAMAGE) or (code == 0 and "data format" not in str(error)):
-            raise _storage_error(path, done, str(error), None) from error
-        raise DamagedFileError(str(error)) from error
+            raise _storage_error(path, done, reason, None) from error
+        raise DamagedFileError(reason) from error
 
 
 def _storage_error(path: str, done: str, reason: str, code: int | None) -> StorageError:

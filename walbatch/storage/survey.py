@@ -63,6 +63,8 @@ def survey(
         segments: list[SegmentFacts] = []
         for index, (number, (state, header, size)) in enumerate(zip(numbers, heads, strict=True)):
             following = heads[index + 1][1] if index + 1 < len(heads) else None
+            if following is not None and (following.store, following.number) != (store, numbers[index + 1]):
+                following = None  # what is not what its name says, tells nothing about the one before it
             last = index + 1 == len(heads)
             settled = following is not None and following.prev_last_lsn <= watermark
             facts = SegmentFacts(number=number, file_bytes=size, state=state, header=header)

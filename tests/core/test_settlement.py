@@ -210,3 +210,27 @@ def test_one_straggler_does_not_keep_what_was_settled_after_it(monkeypatch: pyte
             ledger.settle([lsn])
     assert len(ledger._order) <= 2 + 10
     assert ledger.mark(epoch=0) == Mark(ranges=((2, 1000),))
+
+
+def test_a_checkpoint_does_not_claim_what_only_the_backend_knows_before_it_was_passed_over() -> None:
+    """Else a second crash would find it covered and never count it."""
+    ledger = ShardLedger(Mark(watermark=20, ranges=((25, 30),)), counted=Mark(watermark=3))
+    ledger.advance(3)
+    assert ledger.checkpoint_mark(epoch=1) == Mark(epoch=1, watermark=3)
+    assert ledger.mark(epoch=1) == Mark(epoch=1, watermark=20, ranges=((25, 30),))
+    assert [ledger.pass_over(lsn) for lsn in (2, 3, 4, 5)] == [False, False, True, True]
+    ledger.advance(5)
+    assert ledger.checkpoint_mark(epoch=1) == Mark(epoch=1, watermark=5)
+
+
+def test_a_checkpoint_claims_what_was_passed_over_above_something_pending() -> None:
+    ledger = ShardLedger(Mark(ranges=((12, 13),)), counted=Mark())
+    ledger.admit(10)
+    assert ledger.pass_over(12)
+    assert ledger.pass_over(13)
+    ledger.advance(13)
+    ledger.admit(14)
+    claimed = ledger.checkpoint_mark(epoch=1)
+    assert [lsn for lsn in range(9, 16) if claimed.covers(lsn)] == [9, 11, 12, 13]
+    ledger.settle([10])
+    assert ledger.checkpoint_mark(epoch=1).watermark == 13

@@ -20,11 +20,13 @@ class ShardLedger:
     """Pending LSNs of one shard. Memory O(pending). Not thread-safe: its owner locks.
 
     `admit` in ascending LSN order; `settle` in any. `frontier` is the LSN up to which every operation of the
-    shard has been admitted (or was settled before).
+    shard has been admitted, or passed over because it was settled before this run. That is what `initial` covers: what the
+    last checkpoint had `counted`, and what the backend's own mark says beyond that.
     """
 
-    def __init__(self, initial: Mark) -> None:
+    def __init__(self, initial: Mark, counted: Mark | None = None) -> None:
         self.initial = initial
+        self.counted = initial if counted is None else counted
         self.frontier = 0
         self._pending: set[int] = set()
         self._order: deque[int] = deque()
@@ -46,13 +48,21 @@ class ShardLedger:
     def advance(self, lsn: int) -> None:
         """Everything of this shard up to `lsn` has been admitted."""
         self.frontier = max(self.frontier, lsn)
-        if self.initial.ranges and self.frontier >= self.initial.ranges[-1][1] and not self._holes_below():
-            self.initial = Mark(watermark=self.initial.watermark)
+        if self.initial.ranges or self.counted.ranges:
+            self.initial = self._without_past(self.initial)
+            self.counted = self._without_past(self.counted)
 
-    def _holes_below(self) -> bool:
-        """Whether something pending lies below what was settled before this run."""
+    def _without_past(self, known: Mark) -> Mark:
+        """A mark without its ranges, once the frontier has passed them and nothing below them is pending."""
+        if not known.ranges or self.frontier < known.ranges[-1][1]:
+            return known
         first = self._first(())
-        return first is not None and first < self.initial.ranges[-1][1]
+        return known if first is not None and first < known.ranges[-1][1] else Mark(watermark=known.watermark)
+
+    def pass_over(self, lsn: int) -> bool:
+        """An operation that was settled before this run. Returns whether the checkpoint had not counted it yet."""
+        self._highest_settled = max(self._highest_settled, lsn)
+        return not self.counted.covers(lsn)
 
     def settle(self, lsns: Iterable[int]) -> None:
         """Pending operations became settled."""
@@ -79,10 +89,21 @@ class ShardLedger:
         return self.frontier if first is None else first - 1
 
     def mark(self, *, epoch: int, settling: frozenset[int] = frozenset()) -> Mark:
-        """What is settled, or will be once `settling` is too.
+        """What is settled, or will be once `settling` is too: for a backend to store.
 
         O(settling), plus the pending LSNs below the highest settled.
         """
+        return self._mark(epoch, settling, self.initial)
+
+    def checkpoint_mark(self, *, epoch: int) -> Mark:
+        """What is settled and counted: for the checkpoint.
+
+        What only the backend's mark knows is left out until it is passed over: the checkpoint's count goes with its marks.
+        """
+        return self._mark(epoch, frozenset(), self.counted)
+
+    def _mark(self, epoch: int, settling: frozenset[int], known: Mark) -> Mark:
+        """What this run has settled, and what was known before it."""
         first = self._first(settling)
         if first is None:
             watermark, ranges = self.frontier, []
@@ -90,11 +111,11 @@ class ShardLedger:
             watermark = first - 1
             highest = max(self._highest_settled, max(settling, default=0))
             ranges = self._ranges_above(first, highest, settling) if highest > first else []
-        if self.initial.watermark <= watermark and not self.initial.ranges:
+        if known.watermark <= watermark and not known.ranges:
             return Mark(epoch=epoch, watermark=watermark, ranges=tuple(ranges))
-        watermark = max(watermark, self.initial.watermark)
+        watermark = max(watermark, known.watermark)
         return Mark(
-            epoch=epoch, watermark=watermark, ranges=merge_ranges([*ranges, *self.initial.ranges], watermark)
+            epoch=epoch, watermark=watermark, ranges=merge_ranges([*ranges, *known.ranges], watermark)
         )
 
     def _ranges_above(self, first: int, highest: int, settling: frozenset[int]) -> list[Range]:

@@ -85,14 +85,13 @@ class _Cursor:
 class _Shard:
     """One shard: queue, ledger, and its cursor while it is reading back (None: live)."""
 
-    __slots__ = ("counted", "cursor", "flush_lsn", "index", "lane", "ledger", "memory_bytes_max", "queue")
+    __slots__ = ("cursor", "flush_lsn", "index", "lane", "ledger", "memory_bytes_max", "queue")
 
     def __init__(self, lane: _Lane, index: int, *, memory_bytes_max: int) -> None:
         self.lane = lane
         self.index = index
         self.queue = ShardQueue(order=lane.setup.order, cut_limits=lane.setup.cut_limits)
-        self.ledger = ShardLedger(lane.setup.initial[index])
-        self.counted = lane.setup.counted[index]
+        self.ledger = ShardLedger(lane.setup.initial[index], lane.setup.counted[index])
         self.cursor: _Cursor | None = None
         self.flush_lsn = 0
         self.memory_bytes_max = memory_bytes_max
@@ -585,7 +584,7 @@ class Dispatcher:
             ):
                 continue
             if shard.ledger.initial.covers(lsn):
-                if not shard.counted.covers(lsn):
+                if shard.ledger.pass_over(lsn):
                     self._settled_count += 1
                 self._resolve_settled(lsn)
             elif shard.has_room:
@@ -736,7 +735,7 @@ class Dispatcher:
         with self._cond:
             watermarks = [self._watermark(shard) for shard in self._shards if shard.lane.logged]
             lanes = {
-                lane.setup.name: LaneMark(shards=tuple(shard.ledger.mark(epoch=self._epoch) for shard in lane.shards))
+                lane.setup.name: LaneMark(shards=tuple(shard.ledger.checkpoint_mark(epoch=self._epoch) for shard in lane.shards))
                 for lane in self._lanes if lane.logged
             }  # fmt: skip
             return Settled(

@@ -43,7 +43,8 @@ from walbatch.ports import Backend, Clock, Entropy, FileSystem, StateStore, Thre
 from walbatch.runtime.checkpointer import CheckpointBase, Checkpointer
 from walbatch.runtime.clock import RealClock, RealEntropy, RealThreads
 from walbatch.runtime.committer import CommitSettings, Committer
-from walbatch.runtime.dispatcher import Dispatcher, DispatchSettings, LaneSetup
+from walbatch.runtime.dispatcher import Dispatcher, DispatchSettings
+from walbatch.runtime.lane import LaneSetup
 from walbatch.runtime.ticket import Promise, Ticket, timeout_to_ns
 from walbatch.storage.checkpoint import LmdbState
 from walbatch.storage.filesystem import RealFileSystem

@@ -18,7 +18,7 @@ from walbatch.core.batcher import CutLimits
 from walbatch.core.frame import FrameError, FrameHeader, FrameType, SegmentHeader, decode_body
 from walbatch.errors import ConfigError, CorruptionError, OperationTooLarge
 from walbatch.ports import Backend, FileSystem
-from walbatch.runtime.dispatcher import LaneSetup
+from walbatch.runtime.lane import LaneSetup
 from walbatch.storage.store import OpenStore
 from walbatch.storage.survey import survey
 from walbatch.types import PRIORITY_MAX, Durability, LaneMemory, Mark, Order

@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from walbatch.core.batcher import CutLimits, Entry, ShardQueue
+from walbatch.core.batcher import Entry
 from walbatch.core.delivery import Verdict, backoff_ns, judge
-from walbatch.core.routing import shards_of
-from walbatch.core.settlement import ShardLedger
 from walbatch.errors import (
     BackendError,
     ConfigError,
@@ -31,10 +29,12 @@ from walbatch.errors import (
     WalbatchError,
 )
 from walbatch.metrics import LaneStats
-from walbatch.ports import Backend, Clock, DecodedFrame, Entropy, Log, Thread, Threads
+from walbatch.ports import Clock, Entropy, Log, Thread, Threads
 from walbatch.runtime.committer import Committed
+from walbatch.runtime.lane import Cursor, Lane, LaneSetup, Shard
+from walbatch.runtime.readback import NOTHING_FED, ReadBack
 from walbatch.runtime.ticket import Promise
-from walbatch.types import Batch, CutReason, Durability, LaneMark, Mark, Order, Position
+from walbatch.types import Batch, CutReason, LaneMark, Mark, Position
 
 _logger = logging.getLogger("walbatch")
 
@@ -42,27 +42,6 @@ TICK_FLOOR_NS = 1_000_000
 """Shortest tick: a linger of nothing must not make the timer spin while batches are in flight."""
 DUE_FLOOR_NS = 100_000
 """Shortest sleep of the timer, so that no mistake about a deadline can make it spin."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaneSetup:
-    """A lane as the dispatcher needs it.
-
-    `backend` is None for a held lane. `initial` has one mark per shard: what was settled
-    before this run; `counted` is the part of it that the checkpoint had counted.
-    """
-
-    name: str
-    backend: Backend | None
-    transactional: bool
-    shards: int
-    order: Order
-    durability: Durability
-    cut_limits: CutLimits
-    retry_base_s: float
-    retry_ceiling_s: float
-    initial: tuple[Mark, ...]
-    counted: tuple[Mark, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,67 +53,11 @@ class DispatchSettings:
     memory_bytes_max: int
 
 
-@dataclass(slots=True)
-class _Cursor:
-    """Where a shard's next operation is in the log: at `position` or later, with an LSN of at least `next_lsn`."""
-
-    position: Position
-    next_lsn: int
-
-
-class _Shard:
-    """One shard: queue, ledger, and its cursor while it is reading back (None: live)."""
-
-    __slots__ = ("cursor", "flush_lsn", "index", "lane", "ledger", "memory_bytes_max", "queue")
-
-    def __init__(self, lane: _Lane, index: int, *, memory_bytes_max: int) -> None:
-        self.lane = lane
-        self.index = index
-        self.queue = ShardQueue(order=lane.setup.order, cut_limits=lane.setup.cut_limits)
-        self.ledger = ShardLedger(lane.setup.initial[index], lane.setup.counted[index])
-        self.cursor: _Cursor | None = None
-        self.flush_lsn = 0
-        self.memory_bytes_max = memory_bytes_max
-
-    def __repr__(self) -> str:
-        where = "live" if self.cursor is None else f"reading back at {self.cursor.position}"
-        return f"<Shard {self.lane.setup.name}/{self.index} {where} {self.queue!r}>"
-
-    @property
-    def has_room(self) -> bool:
-        """Whether the queue takes one more operation."""
-        return self.queue.memory_bytes < self.memory_bytes_max
-
-    @property
-    def wants_refill(self) -> bool:
-        """Whether to read for it: half empty, so that a frame is not read again for each operation."""
-        return self.cursor is not None and self.queue.memory_bytes * 2 <= self.memory_bytes_max
-
-
-class _Lane:
-    """A lane's shards and counters."""
-
-    def __init__(self, setup: LaneSetup, index: int, *, shard_bytes_max: int) -> None:
-        self.setup = setup
-        self.index = index
-        self.logged = setup.durability is not Durability.NONE
-        self.held = setup.backend is None
-        self.paused = False
-        # A held lane takes one operation: enough to pin the log where its backlog begins.
-        self.shards = [
-            _Shard(self, i, memory_bytes_max=1 if self.held else shard_bytes_max) for i in range(setup.shards)
-        ]
-        self.submitted = self.applied = self.retried = self.batches = self.failed_batches = 0
-        self.cut_reasons: Counter[str] = Counter()
-        self.last_error: str | None = None
-        self.sequence = 0
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
     """A batch on its way to a backend."""
 
-    shard: _Shard
+    shard: Shard
     entries: Sequence[Entry]
     batch: Batch
 
@@ -168,16 +91,16 @@ class Dispatcher:
         self._cond = threads.condition()
         shards = sum(lane.shards for lane in lanes if lane.backend is not None)
         share = settings.memory_bytes_max // max(1, shards)
-        self._lanes = [_Lane(setup, index, shard_bytes_max=share) for index, setup in enumerate(lanes)]
+        self._lanes = [Lane(setup, index, shard_bytes_max=share) for index, setup in enumerate(lanes)]
         self._by_name = {lane.setup.name: lane for lane in self._lanes}
         self._shards = [shard for lane in self._lanes for shard in lane.shards]
+        self._read_back = ReadBack(self._lanes)
         self._end = log.end
         self._end_lsn = end_lsn
         for shard in self._shards:
             if shard.lane.logged:
-                shard.cursor = _Cursor(start, 0)
+                shard.cursor = Cursor(start, 0)
                 shard.ledger.frontier = watermark
-        self._found_waiting: list[tuple[str, int]] = []
         self._settled_count = 0
         self._first_shard = 0
         self._in_flight = 0
@@ -310,7 +233,7 @@ class Dispatcher:
                     shard.queue.push((lsn, key, payload, priority, now))
                     shard.ledger.admit(lsn)
                 else:
-                    shard.cursor = _Cursor(committed.position, lsn)
+                    shard.cursor = Cursor(committed.position, lsn)
                     shard.ledger.advance(lsn - 1)
             self._end = committed.end
             self._end_lsn = group.last_lsn
@@ -376,7 +299,7 @@ class Dispatcher:
         self._first_shard = (self._first_shard + 1) % max(1, count)
         return jobs
 
-    def _job(self, shard: _Shard, entries: Sequence[Entry], reason: CutReason) -> _Job:
+    def _job(self, shard: Shard, entries: Sequence[Entry], reason: CutReason) -> _Job:
         """The batch of cut entries, with the mark that holds once they are applied."""
         lane = shard.lane
         lsns, keys, payloads, priorities, _ = zip(*entries, strict=True)
@@ -534,73 +457,24 @@ class Dispatcher:
             frame = self._log.read_frame(position, wanted=wanted) if position < end else None
             with self._cond:
                 if frame is None or frame.position >= end:
-                    self._catch_up(cohort, end, end_lsn)
+                    self._read_back.catch_up(cohort, end, end_lsn, grown=self._end != end)
+                    fed = NOTHING_FED
                 else:
-                    self._feed(cohort, frame)
+                    fed = self._read_back.feed(
+                        cohort, frame, end=self._end, now_ns=self._clock.monotonic_ns()
+                    )
+                self._settled_count += fed.counted
                 self._cond.notify_all()
-                waiting, self._found_waiting = self._found_waiting, []
-            for name, lsn in waiting:  # not under the lock: a handler may call the engine
+            for lsn in fed.passed_over:
+                self._resolve_settled(lsn)
+            for name, lsn in fed.waiting:  # not under the lock: a handler may call the engine
                 _logger.warning(
                     "lane %r has no backend: its operations wait in the log from lsn %d on", name, lsn
                 )
 
-    def _cohort(self) -> list[_Shard]:
-        """The shards to read for next: those at the oldest cursor among the ones that want it."""
-        wanting = [shard for shard in self._shards if shard.wants_refill]
-        oldest = min((shard.cursor.position for shard in wanting if shard.cursor), default=None)
-        return [shard for shard in wanting if shard.cursor and shard.cursor.position == oldest]
-
-    def _catch_up(self, cohort: Sequence[_Shard], end: Position, end_lsn: int) -> None:
-        """The log holds nothing for these shards below `end`. Called with the lock held.
-
-        `end` was the end of what is durable when the read began: if groups came in since, the shards go on
-        reading there, since those groups passed them by; otherwise they are live.
-        """
-        for shard in cohort:
-            shard.ledger.advance(end_lsn)
-            shard.cursor = None if self._end == end else _Cursor(end, end_lsn + 1)
-
-    def _feed(self, cohort: Sequence[_Shard], frame: DecodedFrame) -> None:
-        """Give a frame's operations to the shards it was read for. Called with the lock held."""
-        reading = set(cohort)
-        lanes = [self._by_name.get(kind) for kind in frame.kinds]
-        routes = {
-            index: shards_of(frame.keys, lane.setup.shards)
-            for index, lane in enumerate(lanes) if lane is not None and any(shard.lane is lane for shard in cohort)
-        }  # fmt: skip
-        now = self._clock.monotonic_ns()
-        rows = zip(frame.lsns, frame.kind_indexes, frame.keys, frame.payloads, frame.priorities, strict=True)
-        for row, (lsn, kind_index, key, payload, priority) in enumerate(rows):
-            lane = lanes[kind_index]
-            route = routes.get(kind_index)
-            if lane is None or route is None:
-                continue
-            shard = lane.shards[route[row]]
-            if (
-                shard not in reading
-                or shard.cursor is None
-                or lsn < shard.cursor.next_lsn
-                or lsn <= shard.ledger.frontier
-            ):
-                continue
-            if shard.ledger.initial.covers(lsn):
-                if shard.ledger.pass_over(lsn):
-                    self._settled_count += 1
-                self._resolve_settled(lsn)
-            elif shard.has_room:
-                shard.queue.push((lsn, key, payload, priority, now))
-                shard.ledger.admit(lsn)
-                if lane.held:
-                    self._found_waiting.append((lane.setup.name, lsn))
-            else:
-                shard.cursor = _Cursor(frame.position, lsn)
-                shard.ledger.advance(lsn - 1)
-                reading.discard(shard)
-        for shard in reading:
-            shard.ledger.advance(frame.last_lsn)
-            shard.cursor = (
-                None if frame.next_position >= self._end else _Cursor(frame.next_position, frame.last_lsn + 1)
-            )
+    def _cohort(self) -> list[Shard]:
+        """The shards to read for next. Called with the lock held."""
+        return self._read_back.cohort()
 
     def _resolve_settled(self, lsn: int) -> None:
         promise = self._promises.pop((-1, lsn), None)
@@ -724,7 +598,7 @@ class Dispatcher:
     # --- looking --------------------------------------------------------------------------------------------
     # -------------
 
-    def _watermark(self, shard: _Shard) -> int:
+    def _watermark(self, shard: Shard) -> int:
         """Every operation of the shard up to this LSN is settled. Called with the lock held."""
         if shard.cursor is None and shard.lane.logged:
             shard.ledger.advance(self._end_lsn)

@@ -504,6 +504,18 @@ def test_a_kind_that_only_the_log_knows_is_held(tmp_path: Path) -> None:
     assert drain(tmp_path).applied == [(1, b"k", b"v")]
 
 
+def test_opening_makes_the_names_of_the_log_durable_before_it_builds_on_them(tmp_path: Path) -> None:
+    """A killed opening may have renamed a segment without syncing the directory: it is there, and could still vanish."""
+    open_engine(tmp_path, Recorder()).close()
+    fs = FailingFileSystem()
+    lanes = {"put": wb.Lane(Recorder())}
+    wb.Engine.open(tmp_path / "q", lanes=lanes, settings=SMALL, environment=wb.Environment(fs=fs)).close()
+    in_wal = [
+        call for call, path in fs.calls if "/wal" in path and call in {"sync_directory", "create", "rename"}
+    ]
+    assert in_wal[:2] == ["sync_directory", "create"]
+
+
 # --- one engine at a time --------------------------------------------------------------------------------------------------
 
 

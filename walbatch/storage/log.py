@@ -150,6 +150,9 @@ class Log:
         """
         assert plan.refusal is None
         assert facts.store is not None
+        # An opening that was killed between its rename and its directory sync left a segment that is there now, and might not be
+        # after a power cut. Nothing may build on a name before the name is durable.
+        sync_directory(fs, layout.wal)
         _remove_temporary_files(fs, layout)
         for torn in plan.torn:
             _quarantine(fs, layout, torn)

@@ -1,0 +1,328 @@
+"""Exploration: a workload, cut off everywhere, in every way, recovered, and judged.
+
+What is not here: the workloads, and the rules.
+
+The idea needed to read it: one run of a workload passes through all of its crash points, so it is run once, and the machine
+is copied wherever it or the user's knowledge differs from the point before. Killing the process there would leave
+just this copy (`replay` does it so). Each copy is then crashed into its images, and each image is recovered by a second
+run of the engine, with a second crash at every point inside it where that is asked for. What recovers the same is
+recovered once, and judged with every history that led to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from walbatch.testing.simulation.faults import Fault, FaultPlan
+from walbatch.testing.simulation.filesystem import SimulatedFileSystem
+from walbatch.testing.simulation.history import Ended, Event
+from walbatch.testing.simulation.images import Cut
+from walbatch.testing.simulation.machine import Machine, Process
+from walbatch.testing.simulation.oracle import Oracle
+from walbatch.testing.simulation.scheduler import ProcessKilled
+from walbatch.testing.simulation.workload import OpenEngine, Session, Workload, verify_by_use
+
+WrapFs = Callable[[SimulatedFileSystem], SimulatedFileSystem]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How far to go. `bound` and `samples` are those of `images`; `depth` is how many crashes follow one another."""
+
+    seed: int = 0
+    cuts: tuple[Cut, ...] = (Cut.POWER, Cut.KILL)
+    strict: bool = False
+    bound: int = 64
+    samples: int = 24
+    depth: int = 1
+    inner_bound: int = 12
+    """The bound of crashes inside recovery."""
+    inner_samples: int = 4
+    failures_max: int = 5
+    seconds: float | None = None
+    """Real time after which the exploration stops where it is; what it reports is then not everything."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """One breach, and the line that replays it."""
+
+    problem: str
+    replay: str
+
+    def __str__(self) -> str:
+        return f"{self.problem}\n  replay: {self.replay}"
+
+
+@dataclass(slots=True)
+class Report:
+    """What was explored. `states` counts crash images that were judged, `recoveries` the different ones among them."""
+
+    workload: str
+    points: int = 0
+    states: int = 0
+    recoveries: int = 0
+    sampled: int = 0
+    """Crash points whose images were more than the bound."""
+    trace: str = ""
+    seconds: float = 0.0
+    complete: bool = True
+    failures: list[Failure] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.workload}: {self.points} crash points, {self.states} states, {self.recoveries} recoveries, "
+            f"{self.states / max(self.seconds, 1e-9):.0f} states/s, trace {self.trace}, {len(self.failures)} failures"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """A moment at which the process may end."""
+
+    step: int
+    now_ns: int
+    machine: Machine
+    events: int
+    inside_write: bool
+
+
+@dataclass(slots=True)
+class _Life:
+    """One recovered life: what it added to the history, what it died of, and its own crash points."""
+
+    events: list[Event]
+    error: str
+    points: list[_Point]
+    ended_ns: int = 0
+
+
+class Explorer:
+    """Explores one workload. `wrap_fs` may put a faulty file system between the engine and the disk."""
+
+    def __init__(
+        self, open_engine: OpenEngine, workload: Workload, plan: Plan | None = None, *, wrap_fs: WrapFs | None = None
+    ) -> None:  # fmt: skip
+        self.plan = plan or Plan()
+        self.workload = workload
+        self.report = Report(workload.name)
+        self._open_engine = open_engine
+        self._wrap_fs = wrap_fs
+        self._lives: dict[object, _Life] = {}
+        self._judged: set[object] = set()
+        self._deadline = 0.0
+        self.calls: Counter[str] = Counter()
+        """Calls that the workload made of the file system and the state, by kind, once it has run."""
+
+    def run(self) -> Report:
+        """Explore until done, the time is over, or there are enough failures."""
+        started = time.perf_counter()
+        self._deadline = started + (self.plan.seconds if self.plan.seconds is not None else 1e9)
+        with _quiet():
+            self._run()
+        self.report.seconds = time.perf_counter() - started
+        return self.report
+
+    def _run(self) -> None:
+        history: list[Event] = []
+        life, trace = self._live(
+            self._machine(), history, "0", self.workload.run, faults=self.workload.faults, watch=True
+        )
+        self.report.trace = trace
+        self.report.points = len(life.points)
+        where = f"workload={self.workload.name} seed={self.plan.seed}" + " strict=1" * self.plan.strict
+        if life.error:
+            self._fail(life.error, where)
+        self._judge(history, where)
+        self._crash_at(life.points, history, (), where, depth=1)
+
+    def _crash_at(
+        self, points: Sequence[_Point], history: list[Event], past: tuple[object, ...], where: str, *, depth: int, base: int = 0
+    ) -> None:  # fmt: skip
+        """Crash at every point of a life whose events follow the first `base` ones of `history`. `past` names that history."""
+        plan = self.plan
+        bound, samples = (plan.bound, plan.samples) if depth == 1 else (plan.inner_bound, plan.inner_samples)
+        for point in points:
+            for cut in plan.cuts:
+                if point.inside_write and cut is Cut.POWER:
+                    continue  # among the images of the point behind the write
+                before = [*history[: base + point.events], Ended(cut=cut, at_ns=point.now_ns)]
+                images = point.machine.images(
+                    cut, bound=bound, samples=samples, seed=plan.seed, strict=plan.strict
+                )
+                for label, machine in images:
+                    if time.perf_counter() > self._deadline or len(self.report.failures) >= plan.failures_max:
+                        self.report.complete = False
+                        return
+                    here = f"{where} crash={point.step} image={label}"
+                    self._recover(machine, before, (*past, point.events, cut), here, depth=depth)
+
+    def _recover(
+        self, machine: Machine, before: list[Event], past: tuple[object, ...], where: str, *, depth: int
+    ) -> None:
+        self.report.states += 1
+        key = machine.fingerprint()
+        past = (*past, key)
+        if past in self._judged:
+            return
+        self._judged.add(past)
+        life = self._lives.get((key, depth))
+        if life is None:
+            self.report.recoveries += 1
+            events: list[Event] = []
+            life, _ = self._live(machine, events, str(depth), verify_by_use, watch=depth < self.plan.depth)
+            self._lives[key, depth] = life
+        history = [*before, *life.events]
+        if life.error:
+            self._fail(life.error, where)
+        self._judge(history, where)
+        if depth < self.plan.depth:
+            self._crash_at(life.points, history, past, where, depth=depth + 1, base=len(before))
+
+    def _live(
+        self, machine: Machine, history: list[Event], name: str, use: Callable[[Session], None], *,
+        faults: Sequence[Fault] = (), watch: bool = False, crash_at: int | None = None,
+    ) -> tuple[_Life, str]:  # fmt: skip
+        """One process on `machine`."""
+        life = _Life(history, "", [])
+        seen: list[object] = [None]
+
+        def look(process: Process, call: str) -> None:
+            now = (machine.version(), len(history), call == "write page")
+            if now != seen[0]:
+                seen[0] = now
+                life.points.append(_point(process, call == "write page"))
+
+        manners = self.workload.manners if name == "0" else None
+        fault_plan = FaultPlan(tuple(faults))
+        if name == "0":
+            self.calls = fault_plan.calls
+        process = Process(
+            machine, history, seed=self.plan.seed, life=name, crash_at=crash_at, faults=fault_plan,
+            manners=manners, on_step=look if watch else None, wrap_fs=self._wrap_fs,
+        )  # fmt: skip
+        session = Session(process, self._open_engine, self.workload, name)
+        try:
+            process.run(lambda: session.run(use))
+        except ProcessKilled:
+            pass
+        except Exception as error:  # noqa: BLE001 - whatever a legal crash makes the engine raise is a finding
+            life.error = f"{type(error).__name__}: {error}"
+        life.ended_ns = process.clock.now_ns
+        if watch:
+            end = _point(process, inside_write=False)
+            life.points.append(
+                replace(end, step=end.step + 1)
+            )  # a step that is never reached: all of it was done
+        return life, process.threads.trace
+
+    def _machine(self) -> Machine:
+        machine = Machine()
+        if self.workload.prepare is not None:
+            self.workload.prepare(machine)
+        return machine
+
+    def _judge(self, history: list[Event], where: str) -> None:
+        lanes = self.workload.lanes
+        oracle = Oracle(
+            exactly_once={name for name, lane in lanes.items() if lane.transactional},
+            unordered={name for name, lane in lanes.items() if lane.order == "none"},
+            shards={name: lane.shards for name, lane in lanes.items()},
+        )
+        for problem in oracle.judge(history):
+            self._fail(problem, where)
+
+    def _fail(self, problem: str, where: str) -> None:
+        if all(failure.problem != problem for failure in self.report.failures):
+            self.report.failures.append(Failure(problem=problem, replay=where))
+
+    # --- replay ---
+
+    def replay(self, line: str) -> tuple[list[Event], list[Failure]]:
+        """Do exactly what a failure's line says, with real kills; the history and what is wrong with it."""
+        words = [word.partition("=")[::2] for word in line.split()]
+        settings = dict(words)
+        self.plan = replace(
+            self.plan, seed=int(settings.get("seed", 0)), strict=settings.get("strict") == "1"
+        )
+        crashes = [int(value) for name, value in words if name == "crash"]
+        labels = [value for name, value in words if name == "image"]
+        self.report.failures.clear()
+        history: list[Event] = []
+        machine = self._machine()
+        with _quiet():
+            for depth, (step, label) in enumerate(zip([*crashes, None], [*labels, ""], strict=True)):
+                events: list[Event] = []
+                use = self.workload.run if depth == 0 else verify_by_use
+                faults = self.workload.faults if depth == 0 else ()
+                life, _ = self._live(machine, events, str(depth), use, faults=faults, crash_at=step)
+                history += life.events
+                if step is None:
+                    if life.error:
+                        self._fail(life.error, line)
+                    break
+                cut = Cut(label.partition("/")[0])
+                bound, samples = (
+                    (self.plan.bound, self.plan.samples)
+                    if depth == 0
+                    else (self.plan.inner_bound, self.plan.inner_samples)
+                )
+                history.append(Ended(cut=cut, at_ns=life.ended_ns))
+                images = machine.images(
+                    cut, bound=bound, samples=samples, seed=self.plan.seed, strict=self.plan.strict
+                )
+                found = dict(images)
+                if label not in found:
+                    raise ValueError(
+                        f"crash {step} has no image {label!r}: the code or the plan is another one"
+                    )
+                machine = found[label]
+            self._judge(history, line)
+        return history, self.report.failures
+
+
+def _point(process: Process, inside_write: bool) -> _Point:  # noqa: FBT001
+    return _Point(
+        process.threads.steps,
+        process.clock.now_ns,
+        process.machine.clone(),
+        len(process.history),
+        inside_write,
+    )
+
+
+def sweep_faults(
+    open_engine: OpenEngine, workload: Workload, errors: Sequence[int], plan: Plan, *, calls: Collection[str] = (),
+    every: int = 1,
+) -> Iterator[tuple[Fault, Report]]:  # fmt: skip
+    """Explore the workload with each call of each kind failing with each error, once and from then on for ever.
+
+    `calls` restricts the kinds; with `every`, only every n-th call of a kind fails.
+    """
+    counting = Explorer(open_engine, workload, replace(plan, seconds=0))
+    counting.run()
+    for call, count in sorted(counting.calls.items()):
+        if calls and call not in calls:
+            continue
+        for number in range(1, count + 1, every):
+            for error in errors:
+                for forever in (False, True):
+                    fault = Fault(call=call, number=number, error=error, forever=forever)
+                    faulty = replace(workload, faults=(*workload.faults, fault))
+                    yield fault, Explorer(open_engine, faulty, plan).run()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The engine logs what it finds; here that is thousands of times the same."""
+    logger = logging.getLogger("walbatch")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before

@@ -210,6 +210,11 @@ class MemoryFileSystem(FileSystem):
                 raise FileNotFoundError(errno.ENOENT, "no such file", path)
             return MemoryFile(self, self.files[path], path)
 
+    def truncate(self, path: str, size: int) -> None:
+        self.call("truncate", path)
+        with self.guard:
+            del self.files[path].data[size:]
+
     def rename(self, source: str, target: str) -> None:
         self.call("rename", target)
         with self.guard:

@@ -32,7 +32,7 @@ from walbatch.core.recovery import make_plan
 from walbatch.core.scanner import scan_segment
 from walbatch.errors import WalbatchError
 from walbatch.runtime.clock import RealClock, RealEntropy, RealThreads
-from walbatch.storage.layout import Layout, encode_identity, read_identity
+from walbatch.storage.layout import Layout, read_identity
 from walbatch.storage.log import Log, LogSettings
 from walbatch.storage.store import refusal_error
 from walbatch.storage.survey import survey
@@ -262,14 +262,20 @@ def open_log(files: Files, checkpoint: Checkpoint | None) -> Opened:
             f"{ROOT}/{name}": data for name, data in files.items()
         }, "a refusal changes nothing"
         return Opened(error=error, rows={})
-    log = Log.open(fs, layout, RealClock(), RealEntropy(), RealThreads(), LOG_SETTINGS, facts=facts, plan=plan)
+    log = Log.open(
+        fs, layout, RealClock(), RealEntropy(), RealThreads(), LOG_SETTINGS, facts=facts, plan=plan
+    )
     rows: dict[int, Row] = {}
     position = Position(plan.first_segment, SECTOR)
     try:
         while (frame := log.read_frame(position)) is not None:
             kinds = [frame.kinds[index] for index in frame.kind_indexes]
             rows.update(
-                zip(frame.lsns, zip(kinds, frame.keys, frame.payloads, frame.priorities, strict=True), strict=True)
+                zip(
+                    frame.lsns,
+                    zip(kinds, frame.keys, frame.payloads, frame.priorities, strict=True),
+                    strict=True,
+                )
             )
             position = frame.next_position
     except wb.CorruptionError as error:
@@ -279,7 +285,9 @@ def open_log(files: Files, checkpoint: Checkpoint | None) -> Opened:
     return Opened(error=None, labels=frozenset(case.label for case in plan.cases), rows=rows)
 
 
-def check(store: Store, files: Files, *, checkpoint: Checkpoint | None, opened: Opened | None = None) -> Opened:
+def check(
+    store: Store, files: Files, *, checkpoint: Checkpoint | None, opened: Opened | None = None
+) -> Opened:
     """Hold what opening `files` gives against the model."""
     opened = opened or open_log(files, checkpoint)
     for lsn, row in opened.rows.items():
@@ -291,7 +299,9 @@ def check(store: Store, files: Files, *, checkpoint: Checkpoint | None, opened: 
     ]  # fmt: skip
     if opened.error is not None:
         check_refusal(store, opened.error)
-        whole = not touched and len(intact_headers) == len(store.headers) and files.keys() == store.files.keys()
+        whole = (
+            not touched and len(intact_headers) == len(store.headers) and files.keys() == store.files.keys()
+        )
         assert not whole or files["identity"] != store.files["identity"], "nothing that counts was touched"
         return opened
     witnessed = max(
@@ -380,7 +390,9 @@ def test_a_flip_in_any_byte_of_any_segment_is_found_or_harmless(
 ) -> None:
     store = stores.get(ending)
     refused = given_up = harmless = 0
-    for _, _, files in flips(store, store.segments[-1:] if last_only else store.segments, step=step, mask=mask):
+    for _, _, files in flips(
+        store, store.segments[-1:] if last_only else store.segments, step=step, mask=mask
+    ):
         opened = check(store, files, checkpoint=store.checkpoint)
         if opened.error is not None:
             refused += 1
@@ -410,7 +422,9 @@ def check_engine(store: Store, files: Files, checkpoint: Checkpoint) -> Opened:
     """As `check`, with everything delivered by an engine."""
     fs = in_memory(files, checkpoints={0: checkpoint}, lanes=store.lanes)
     recorder = Recorder()
-    lanes = {name: wb.Lane(recorder, trigger=FAST, shards=memory.shards) for name, memory in store.lanes.items()}
+    lanes = {
+        name: wb.Lane(recorder, trigger=FAST, shards=memory.shards) for name, memory in store.lanes.items()
+    }
     error: WalbatchError | None = None
     labels: frozenset[str] = frozenset()
     try:
@@ -551,9 +565,13 @@ DAMAGES: list[Damage] = [
 
 @pytest.mark.parametrize("ending", ["killed", "stamped", "clean"])
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_damage_is_refused_or_costs_nothing_that_was_proven(stores: Stores, damage: Damage, ending: str) -> None:
+def test_damage_is_refused_or_costs_nothing_that_was_proven(
+    stores: Stores, damage: Damage, ending: str
+) -> None:
     store = stores.get(ending)
-    outcomes = [check(store, files, checkpoint=store.checkpoint).error is not None for files in damage(store, stores)]
+    outcomes = [
+        check(store, files, checkpoint=store.checkpoint).error is not None for files in damage(store, stores)
+    ]
     assert outcomes
     print(f"{damage.__name__}, {ending}: {len(outcomes):,} times, {sum(outcomes):,} refused, 0 silent")
 
@@ -570,15 +588,18 @@ def test_recovery_of_a_damaged_store_can_be_repeated(stores: Stores) -> None:
         engine = wb.Engine.open(
             ROOT, lanes={"put": wb.Lane(None, shards=2)}, settings=SETTINGS, environment=environment(fs)
         )
-        quarantined.append({path: bytes(file.data) for path, file in fs.files.items() if "quarantine" in path})
+        quarantined.append(
+            {path: bytes(file.data) for path, file in fs.files.items() if "quarantine" in path}
+        )
         fs = fs.after_power_cut()
         engine.close(drain=False)
     assert quarantined[0] == quarantined[1] == quarantined[2]
     number = store.headers[last.name].number
-    torn = quarantined[0][f"{ROOT}/quarantine/{number:019d}-{last.offset}.bytes"]
-    assert files[last.name][last.offset :].rstrip(b"\0") == torn
-    note = quarantined[0][f"{ROOT}/quarantine/{number:019d}-{last.offset}.note"]
-    assert f"offset {last.offset}".encode() in note
+    prefix = f"{ROOT}/quarantine/{number:019d}-{last.offset}."
+    suspect = [data for path, data in sorted(quarantined[0].items()) if path.startswith(prefix)]
+    assert len(suspect) == 2
+    assert suspect[0] == files[last.name][last.offset :].rstrip(b"\0")
+    assert f"offset {last.offset}".encode() in suspect[1]
     left = {path.removeprefix(f"{ROOT}/"): bytes(file.data) for path, file in fs.files.items()}
     rows = open_log(left, store.checkpoint).rows
     assert store.unsettled - rows.keys() == set(range(last.header.first_lsn, last.header.last_lsn + 1))
@@ -685,7 +706,7 @@ SITUATIONS = [
     ),
     Situation(
         name="a name with digits of another script",
-        files=lambda s, _: {**s.files, f"wal/{'١' * 19}.seg": b"hello"}, error=None,
+        files=lambda s, _: {**s.files, "wal/" + "\u0661" * 19 + ".seg": b"hello"}, error=None,
     ),
 ]  # fmt: skip
 
@@ -696,12 +717,16 @@ def test_a_damaged_file_is_answered_with_what_it_is(stores: Stores, situation: S
     files = situation.files(store, stores)
     fs = in_memory(files, checkpoints={0: store.checkpoint}, lanes=store.lanes)
     recorder = Recorder()
-    lanes = {name: wb.Lane(recorder, trigger=FAST, shards=memory.shards) for name, memory in store.lanes.items()}
+    lanes = {
+        name: wb.Lane(recorder, trigger=FAST, shards=memory.shards) for name, memory in store.lanes.items()
+    }
     if situation.error is not None:
         with pytest.raises(situation.error, match=situation.says):
             wb.Engine.open(ROOT, lanes=lanes, settings=SETTINGS, environment=environment(fs))
         assert {
-            path.removeprefix(f"{ROOT}/"): bytes(file.data) for path, file in fs.files.items() if path != f"{ROOT}/lock"
+            path.removeprefix(f"{ROOT}/"): bytes(file.data)
+            for path, file in fs.files.items()
+            if path != f"{ROOT}/lock"
         } == files, "a refusal changes nothing"
     else:
         with wb.Engine.open(ROOT, lanes=lanes, settings=SETTINGS, environment=environment(fs)) as engine:
@@ -737,7 +762,9 @@ class OnDisk:
     pending: frozenset[int]
 
 
-STATE_SETTINGS = wb.Settings(segment_bytes=4096, disk_bytes_max=2**30, timer_ms=1, checkpoint_ms=2, compress_bytes_min=None)
+STATE_SETTINGS = wb.Settings(
+    segment_bytes=4096, disk_bytes_max=2**30, timer_ms=1, checkpoint_ms=2, compress_bytes_min=None
+)
 
 
 def open_on_disk(root: Path, recorder: Recorder | None) -> wb.Engine:
@@ -745,33 +772,43 @@ def open_on_disk(root: Path, recorder: Recorder | None) -> wb.Engine:
     return wb.Engine.open(root, lanes=lanes, settings=STATE_SETTINGS)
 
 
+def make_on_disk(root: Path, old_state: Path) -> tuple[dict[int, bytes], set[int]]:
+    """Make a store; returns all payloads by LSN, and which operations are pending."""
+    payloads: dict[int, bytes] = {}
+    pending: set[int] = set()
+    engine = open_on_disk(root, Recorder())
+    payloads[engine.submit("put", key=b"k", payload=b"first").lsn or 0] = b"first"
+    engine.close()
+    shutil.copytree(root / "state", old_state)
+    engine = open_on_disk(root, Recorder())
+    for _ in range(20):
+        batch = [os.urandom(500) for _ in range(3)]
+        lsns = engine.submit_many("put", [(b"%d" % at, payload) for at, payload in enumerate(batch)])
+        payloads.update(zip(lsns, batch, strict=True))
+    engine.flush(timeout=30)
+    wait_until(lambda: engine.stats().disk_bytes < 10_000, what="segments are trimmed")
+    engine.pause("put")
+    for _ in range(10):
+        payload = os.urandom(600)
+        lsn = engine.submit("put", key=b"k", payload=payload).lsn or 0
+        payloads[lsn] = payload
+        pending.add(lsn)
+    engine.close(drain=False)
+    return payloads, pending
+
+
 @pytest.fixture(scope="module")
 def on_disk(tmp_path_factory: pytest.TempPathFactory) -> OnDisk:
     base = tmp_path_factory.mktemp("damage")
-    for name in ("other", "store"):
-        payloads: dict[int, bytes] = {}
-        engine = open_on_disk(base / name, Recorder())
-        payloads[1] = b"first"
-        engine.submit("put", key=b"k", payload=payloads[1]).result(timeout=30)
-        engine.close()
-        if name == "store":
-            shutil.copytree(base / name / "state", base / "old")
-        engine = open_on_disk(base / name, Recorder())
-        for _ in range(20):
-            batch = [os.urandom(500) for _ in range(3)]
-            payloads.update(zip(engine.submit_many("put", [(b"%d" % at, data) for at, data in enumerate(batch)]), batch, strict=True))  # noqa: E501
-        engine.flush(timeout=30)
-        wait_until(lambda: engine.stats().disk_bytes < 10_000, what="segments are trimmed")  # noqa: B023 - at once
-        engine.pause("put")
-        pending = {}
-        for _ in range(10):
-            data = os.urandom(600)
-            pending[engine.submit("put", key=b"k", payload=data).lsn or 0] = data
-        engine.close(drain=False)
+    make_on_disk(base / "other", base / "unused")
+    payloads, pending = make_on_disk(base / "store", base / "old")
     return OnDisk(
-        root=base / "store", old_state=base / "old", other=base / "other", payloads={**payloads, **pending},
+        root=base / "store",
+        old_state=base / "old",
+        other=base / "other",
+        payloads=payloads,
         pending=frozenset(pending),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
@@ -800,7 +837,9 @@ def test_an_intact_store_on_disk_delivers_what_is_pending_and_nothing_else(copie
     assert set(recorder.lsns) == copied.pending
 
 
-@pytest.mark.parametrize("what", ["removed", "emptied", "of another store", "older than the trimmed segments"])
+@pytest.mark.parametrize(
+    "what", ["removed", "emptied", "of another store", "older than the trimmed segments"]
+)
 def test_a_wrong_state_costs_delivery_again_and_nothing_else(copied: OnDisk, what: str) -> None:
     state = copied.root / "state"
     shutil.rmtree(state)
@@ -830,7 +869,9 @@ def test_damage_in_any_page_of_the_state_costs_delivery_again_and_nothing_else(
             file.write(bytes((byte ^ 0xFF,)))
         labels, recorder = deliver_all(replace(on_disk, root=root))
         reported += bool(labels & {"S6", "S7"})
-        assert set(recorder.lsns) == on_disk.pending or labels & {"S6", "S7"}, "delivered again without a word"
+        assert set(recorder.lsns) == on_disk.pending or labels & {"S6", "S7"}, (
+            "delivered again without a word"
+        )
         shutil.rmtree(root)
     assert reported
 
@@ -919,7 +960,9 @@ def test_damage_to_a_backlog_that_appears_after_opening_stops_delivery_loudly() 
         wb.Engine.open(ROOT, lanes=lanes, settings=settings, environment=environment(fs), verify=True)
 
     fs.files[name].data[at] ^= 4
-    with wb.Engine.open(ROOT, lanes=lanes, settings=settings, environment=environment(fs), verify=True) as engine:
+    with wb.Engine.open(
+        ROOT, lanes=lanes, settings=settings, environment=environment(fs), verify=True
+    ) as engine:
         engine.flush(timeout=30)
     applied = {lsn: payload for lsn, _, payload in recorder.applied}
     assert applied == payloads
@@ -936,8 +979,6 @@ def test_a_backlog_segment_that_goes_away_after_opening_is_reported(how: str) ->
     engine.close()
     recorder = Recorder()
     lanes = {"put": wb.Lane(recorder, trigger=FAST)}
-    hold = fs.fail = lambda call, path: None
-    assert hold is fs.fail
     engine = wb.Engine.open(ROOT, lanes=lanes, settings=settings, environment=environment(fs))
     engine.pause("put")
     name = f"{ROOT}/wal/{15:019d}.seg"

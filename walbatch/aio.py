@@ -12,10 +12,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import threading
 import weakref
 from collections import deque
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from walbatch.config import Lane, Settings
 from walbatch.engine import Engine, Environment, Payload
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 ROOM_POLL_S = 0.005
 """How often a submit that waits for room looks again."""
+
+_T = TypeVar("_T")
 
 
 class _LoopWaker:
@@ -46,9 +49,12 @@ class _LoopWaker:
         if not self._scheduled:
             self._scheduled = True
             loop = self._loop()
-            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
+            try:
                 if loop is not None:
                     loop.call_soon_threadsafe(self._run)
+            except RuntimeError:  # the loop was closed: nobody waits any more
+                self._ready.clear()
+                self._scheduled = False
 
     def _run(self) -> None:
         self._scheduled = False
@@ -75,12 +81,18 @@ class _Waiting:
         if waker is None:
             waker = self._wakers[loop] = _LoopWaker(loop)
         future: asyncio.Future[None] = loop.create_future()
-        promise.listen(lambda: waker.wake(future))
+
+        def listener() -> None:
+            waker.wake(future)
+
+        promise.listen(listener)
         try:
             async with asyncio.timeout(timeout):
                 await future
         except TimeoutError:
             return promise.done
+        finally:
+            promise.ignore(listener)  # or a task that looks now and then would leave a listener each time
         return True
 
 
@@ -166,12 +178,20 @@ class AsyncEngine:
         cls, path: str | os.PathLike[str], lanes: Mapping[str, Lane], *, settings: Settings | None = None,
         environment: Environment | None = None, verify: bool = False,
     ) -> Self:  # fmt: skip
-        """As `Engine.open`, in a thread."""
-        return cls(
-            await asyncio.to_thread(
-                Engine.open, path, lanes, settings=settings, environment=environment, verify=verify
+        """As `Engine.open`, in a thread. If the task is cancelled meanwhile, the engine is closed once it is open."""
+        opening = _Opening()
+        try:
+            return cls(
+                await _in_thread(
+                    "walbatch-open",
+                    lambda: opening.keep(
+                        Engine.open(path, lanes, settings=settings, environment=environment, verify=verify)
+                    ),
+                )
             )
-        )
+        except asyncio.CancelledError:
+            opening.abandon()
+            raise
 
     async def __aenter__(self) -> Self:
         return self
@@ -241,8 +261,8 @@ class AsyncEngine:
         )
 
     async def flush(self, kind: str | None = None, *, timeout: float | None = None) -> None:
-        """As `Engine.flush`."""
-        await asyncio.to_thread(self.engine.flush, kind, timeout=timeout)
+        """As `Engine.flush`, in a thread, which goes on to its end or to `timeout` if the task is cancelled."""
+        await _in_thread("walbatch-await-flush", lambda: self.engine.flush(kind, timeout=timeout))
 
     def pause(self, kind: str) -> None:
         """As `Engine.pause`."""
@@ -258,4 +278,64 @@ class AsyncEngine:
 
     async def close(self, *, drain: bool = True, timeout: float | None = 30.0) -> CloseReport:
         """As `Engine.close`, in a thread; not interrupted by cancelling the task."""
-        return await asyncio.shield(asyncio.to_thread(self.engine.close, drain=drain, timeout=timeout))
+        return await _in_thread(
+            "walbatch-await-close", lambda: self.engine.close(drain=drain, timeout=timeout)
+        )
+
+
+class _Opening:
+    """An engine on its way to a task that may be cancelled before it gets there. `_guard` guards the other two."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._engine: Engine | None = None
+        self._abandoned = False
+
+    def keep(self, engine: Engine) -> Engine:
+        """The engine is open. Called by the thread that has opened it."""
+        with self._guard:
+            self._engine = engine
+            abandoned = self._abandoned
+        if abandoned:
+            engine.close(drain=False)
+        return engine
+
+    def abandon(self) -> None:
+        """Nobody will take the engine: it is closed, now or as soon as it is open, without blocking the loop."""
+        with self._guard:
+            self._abandoned = True
+            engine = self._engine
+        if engine is not None:
+            threading.Thread(
+                target=engine.close, kwargs={"drain": False}, name="walbatch-unopen", daemon=True
+            ).start()
+
+
+async def _in_thread(name: str, function: Callable[[], _T]) -> _T:
+    """Call a function in a thread of its own, and wait for it. Cancelling the wait leaves the call alone.
+
+    The loop's default executor is not used: calls that block there for long would hold up the application's own, and
+    `close`, which is what ends them.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[_T] = loop.create_future()
+
+    def settle(result: _T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(cast("_T", result))
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = function()
+        except BaseException as caught:  # noqa: BLE001 - it is raised where the function was asked for
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return await future

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -175,11 +175,12 @@ class Tally:
         except FrameError as error:
             self.problems.append(f"segment {number} at offset {offset}: {error}, although its CRC is right")
             return
-        for operation in _operations(number, offset, frame, columns, self.checkpoint):
-            if not operation.settled:
-                count = self.pending.setdefault(operation.kind, Count())
-                count.operations += 1
-                count.bytes += len(operation.key) + len(operation.payload)
+        for index, kind in enumerate(columns.kinds):
+            rows = _pending_rows(frame, columns, index, _marks(kind, self.checkpoint))
+            if rows:
+                count = self.pending.setdefault(kind, Count())
+                count.operations += len(rows)
+                count.bytes += sum(len(columns.keys[row]) + len(columns.payloads[row]) for row in rows)
 
     def close(self) -> None:
         """Release the segment that was audited last."""
@@ -377,7 +378,7 @@ def _segment_operations(
                 return
     except FrameError as error:
         raise CorruptionError(
-            f"{path}: {error}. Run 'walbatch verify {layout.root}'",
+            f"{path} at offset {offset}: {error}. Nothing was changed; look with 'walbatch verify {layout.root}'",
             path=path,
             offset=offset,
             expected="a valid frame",
@@ -394,17 +395,32 @@ def _operations(
     checkpoint: Checkpoint | None,
 ) -> Iterator[LoggedOperation]:
     """The operations of one frame, each with whether the checkpoint calls it settled."""
-    marks: list[tuple[str, tuple[Mark, ...], list[int]]] = []
-    for kind in columns.kinds:
-        mark = checkpoint.lanes.get(kind) if checkpoint else None
-        shards = len(mark.shards) if mark else 1
-        fallback = (Mark(watermark=checkpoint.watermark if checkpoint else 0),)
-        marks.append((kind, mark.shards if mark else fallback, shards_of(columns.keys, shards)))
+    marks = [_marks(kind, checkpoint) for kind in columns.kinds]
+    routes = [shards_of(columns.keys, len(shards)) for shards in marks]
     rows = zip(columns.kind_indexes, columns.keys, columns.payloads, columns.priorities, strict=True)
     for row, (kind_index, key, payload, priority) in enumerate(rows):
-        kind, shard_marks, route = marks[kind_index]
         lsn = frame.first_lsn + row
         yield LoggedOperation(
-            lsn=lsn, kind=kind, key=key, payload=payload, priority=priority, segment=number, offset=offset,
-            settled=shard_marks[route[row]].covers(lsn),
+            lsn=lsn, kind=columns.kinds[kind_index], key=key, payload=payload, priority=priority, segment=number,
+            offset=offset, settled=marks[kind_index][routes[kind_index][row]].covers(lsn),
         )  # fmt: skip
+
+
+def _pending_rows(frame: FrameHeader, columns: Columns, kind: int, marks: tuple[Mark, ...]) -> Sequence[int]:
+    """The rows of one kind (by index) that its shards' marks do not call settled."""
+    if frame.last_lsn <= min(mark.watermark for mark in marks):
+        return ()
+    every = range(frame.count)
+    rows = every if len(columns.kinds) == 1 else [row for row in every if columns.kind_indexes[row] == kind]
+    if all(mark.watermark < frame.first_lsn and not mark.ranges for mark in marks):
+        return rows
+    route = shards_of(columns.keys, len(marks))
+    return [row for row in rows if not marks[route[row]].covers(frame.first_lsn + row)]
+
+
+def _marks(kind: str, checkpoint: Checkpoint | None) -> tuple[Mark, ...]:
+    """What of each shard of a kind is settled."""
+    known = checkpoint.lanes.get(kind) if checkpoint else None
+    if known is not None and known.shards:
+        return known.shards
+    return (Mark(watermark=checkpoint.watermark if checkpoint else 0),)

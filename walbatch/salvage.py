@@ -74,7 +74,10 @@ class Salvage:
     """Numbers of the segments that were rebuilt, or put in the place of missing ones."""
     pending: Mapping[str, Count] = field(default_factory=dict)
     """What is left to deliver, by kind."""
+    torn_bytes: int = 0
+    copied_operations: int = 0
     next_lsn: int = 1
+    """What the opening after it will copy, and hand out first."""
 
     @property
     def lost_something(self) -> bool:
@@ -129,6 +132,8 @@ def _report(repairs: Sequence[_Repair], plan: Plan, pending: Mapping[str, Count]
         end_lost_after=min(ends, default=None),
         rebuilt=tuple(repair.header.number for repair in repairs),
         pending=pending,
+        torn_bytes=sum(torn.end - torn.offset for torn in plan.torn),
+        copied_operations=sum(frame.header.count for frame in plan.copied),
         next_lsn=plan.next_lsn,
     )
 
@@ -159,7 +164,13 @@ def _see(fs: FileSystem, layout: Layout) -> _Seen:
         fs, layout, identity=identity, store=uuid, checkpoint=checkpoint, state_findings=tuple(findings), full=True,
         visit=lambda number, header: tallies.setdefault(number, Tally(checkpoint=checkpoint)).visit(number, header),
     )  # fmt: skip
-    return _Seen(facts=facts, tallies=tallies)
+    believed = (
+        segment
+        if segment.header is None or (segment.header.store, segment.header.number) == (uuid, segment.number)
+        else replace(segment, header=None, scan=None)
+        for segment in facts.segments
+    )
+    return _Seen(facts=replace(facts, segments=tuple(believed)), tallies=tallies)
 
 
 def _refuse_hopeless(facts: StoreFacts, layout: Layout) -> None:
@@ -309,15 +320,23 @@ def _plan_repair(fs: FileSystem, layout: Layout, facts: StoreFacts, refusal: Cas
     index = next(i for i, segment in enumerate(facts.segments) if segment.number == refusal.segment)
     segment = facts.segments[index]
     checkpoint = facts.checkpoint
+    before = facts.segments[index - 1] if index else None
+    if (
+        refusal.label in {"W3", "W4"}
+        and before is not None
+        and before.scan is not None
+        and before.scan.damage is not None
+    ):
+        # Without its successor's word, nothing has said so far that this one is not whole. Its end counts from here on.
+        assert before.header is not None
+        with _opened(fs, layout, before.number) as file:
+            return _rebuild(facts, index - 1, before.header, file, reason=before.scan.damage.reason)
     if refusal.label == "W4":
         return _repair_chain(fs, layout, facts, index)
     if refusal.label == "W8" and checkpoint is not None and checkpoint.segment > segment.number:
         return _stand_in_for_end(facts, checkpoint)
-    header = segment.header
-    readable = header is not None and header.store == facts.store and header.number == segment.number
     with _opened(fs, layout, segment.number) as file:
-        if header is None or not readable:
-            header = _find_header(facts, index, file)
+        header = segment.header or _find_header(facts, index, file)
         return _rebuild(facts, index, header, file, reason=refusal.message)
 
 
@@ -420,8 +439,10 @@ def _find_header(facts: StoreFacts, index: int, file: File) -> SegmentHeader:
     ]
     if not models:
         raise CorruptionError(
-            f"the header of segment {number} is damaged, and no other segment tells what it was. Nothing was changed; restore the "
-            "file from a copy"
+            f"the header of segment {number} is damaged, and nothing else tells what it was. Nothing was changed; restore the "
+            "file from a copy",
+            path=f"segment {number}",
+            expected="a header, or another segment beside it",
         )
     salts = [following.prev_salt] if following is not None else [header.salt for header in models]
     candidates = [replace(models[0], number=number, salt=salt, store=facts.store) for salt in salts]

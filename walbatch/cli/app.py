@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from importlib.metadata import version
@@ -9,8 +10,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from walbatch.cli.exits import Exit, exit_code, explain
+from walbatch.cli.exits import Exit, exit_code, explain, guarded
 from walbatch.cli.looking import inspect, verify
+from walbatch.cli.output import is_stdout_usable
 from walbatch.cli.recover import recover
 from walbatch.cli.transfer import dump, load
 
@@ -19,10 +21,14 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    help="Operate walbatch stores. Every command has --json, and says in one line what to do next when something is wrong.",
+    rich_markup_mode=None,
+    help="Operate walbatch stores.\n\nEvery command has --json. When something is wrong, one line says what to do next, and the "
+    "exit code says what it was: 0 done, 2 usage, 3 work left, 4 corruption (nothing changed), 5 locked by another process, "
+    "6 newer format, 7 salvaged with stated loss, 8 I/O error.",
 )
-for command in (recover, verify, inspect, dump, load):
-    app.command()(command)
+for command in (recover, verify, inspect, load):
+    app.command()(guarded(command))
+app.command()(guarded(dump, json_errors=False))
 
 
 def _show_version(*, wanted: bool) -> None:
@@ -49,18 +55,32 @@ def _root(
 
 def main() -> NoReturn:
     """Run the program. Ends the process with an exit code of `walbatch.cli.exits.Exit`; never shows a traceback."""
+    # What the engine logs would come between the lines of the result; what matters of it is in the result.
+    logging.getLogger("walbatch").addHandler(logging.NullHandler())
+    logging.getLogger("walbatch").propagate = False
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        app()
-    except BrokenPipeError:
-        # The reader of our output went away, as `head` does: no error, but nothing more may be flushed to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(Exit.DONE)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; nothing acknowledged is lost", err=True)
-        sys.exit(130)
-    except Exception as error:  # the outermost frame
+        code = app(standalone_mode=False, prog_name="walbatch") or Exit.DONE
+        sys.stdout.flush()
+    except Exception as error:  # noqa: BLE001 - wrong usage, whose class is typer's own affair
+        is_stdout_usable()
+        code = _complain(error)
+    sys.exit(code)
+
+
+def _complain(error: Exception) -> int:
+    """Say in one line what is wrong with the arguments."""
+    format_message = getattr(error, "format_message", None)
+    if format_message is None:
         if os.environ.get("WALBATCH_DEBUG"):
-            raise
+            raise error
         typer.echo(f"walbatch: {explain(error)}", err=True)
-        sys.exit(exit_code(error))
-    sys.exit(Exit.DONE)
+        return exit_code(error)
+    message = str(format_message())
+    if message.count("\n") > 1:  # no arguments at all: the help itself
+        typer.echo(message, err=True)
+    else:
+        path = getattr(getattr(error, "ctx", None), "command_path", "walbatch")
+        typer.echo(f"walbatch: {' '.join(message.split()).rstrip('.')}: see '{path} --help'", err=True)
+    return Exit.USAGE

@@ -12,42 +12,44 @@ from walbatch.config import Lane
 from walbatch.errors import ConfigError
 from walbatch.types import LaneMemory
 
+Named = Mapping[str, str | None]
+"""What the command line names: the URL of a lane's backend; None for a lane that is to be held."""
 
-def parse_lanes(options: Iterable[str]) -> dict[str, str]:
-    """`kind=URL` options as a mapping."""
-    lanes: dict[str, str] = {}
+
+def parse_lanes(options: Iterable[str]) -> dict[str, str | None]:
+    """`KIND=URL` options, and `KIND` for a lane without a backend, as a mapping."""
+    lanes: dict[str, str | None] = {}
     for option in options:
         kind, separator, url = option.partition("=")
-        if not separator or not kind or not url:
+        if not kind or (separator and not url):
             raise ConfigError(
-                f"--lane {option!r} must be KIND=URL, for example put=lmdb:///var/lib/app/blocks"
+                f"--lane {option!r} must be KIND=URL, for example put=lmdb:///var/lib/app/blocks, or KIND to hold it"
             )
         if kind in lanes:
-            raise ConfigError(f"--lane names {kind!r} twice")
-        lanes[kind] = url
+            raise ConfigError(f"--lane names {kind!r} twice: name it once")
+        lanes[kind] = url or None
     return lanes
 
 
-def build_lanes(
-    remembered: Mapping[str, LaneMemory],
-    *,
-    named: Mapping[str, str],
-    to: str | None = None,
-    shards: int | None = None,
-) -> dict[str, Lane]:
-    """The lanes to open: what was named, else what is remembered, else held.
+def name_one(to: str, *, known: Iterable[str], named: Named) -> dict[str, str | None]:
+    """The lanes that are named, with `to` for the one of the store that is not."""
+    unnamed = sorted(set(known) - set(named))
+    if len(unnamed) != 1:
+        kinds = ", ".join(unnamed) or "none"
+        raise ConfigError(
+            f"--to is for a store with one lane, but this one has: {kinds}. Use --lane KIND=URL"
+        )
+    return {**named, unnamed[0]: to}
 
-    A remembered `python:` target is not opened: code runs only when it is named.
+
+def build_lanes(
+    remembered: Mapping[str, LaneMemory], *, named: Named, shards: int | None = None
+) -> dict[str, Lane]:
+    """The lanes to open: what is named, else what is remembered. A lane whose backend is not known is held.
+
+    A remembered `python:` target is not opened: code runs only when it is named. `shards` is for lanes that the
+    store does not remember.
     """
-    named = dict(named)
-    if to is not None:
-        unnamed = sorted(set(remembered) - set(named))
-        if len(unnamed) != 1:
-            kinds = ", ".join(unnamed) or "none"
-            raise ConfigError(
-                f"--to needs exactly one lane, but the store remembers: {kinds}. Use --lane KIND=URL for each"
-            )
-        named[unnamed[0]] = to
     lanes: dict[str, Lane] = {}
     for kind in sorted({*remembered, *named}):
         memory = remembered.get(kind)
@@ -56,13 +58,20 @@ def build_lanes(
     return lanes
 
 
-def _backend(kind: str, named: Mapping[str, str], memory: LaneMemory | None) -> Any:
+def _backend(kind: str, named: Named, memory: LaneMemory | None) -> Any:
     if kind in named:
+        url = named[kind]
+        if url is None:
+            return None
         if os.getcwd() not in sys.path:
-            sys.path.insert(
-                0, os.getcwd()
-            )  # as `python -m` does, so that python:module:function finds the user's module
-        return open_backend(named[kind], allow_python=True)
+            # As `python -m` does, so that python:module:function finds the user's module.
+            sys.path.insert(0, os.getcwd())
+        try:
+            return open_backend(url, allow_python=True)
+        except SystemExit as end:
+            raise ConfigError(
+                f"{url!r} ends the program when it is imported ({end}): name a module, not a script"
+            ) from end
     if memory is None or memory.url is None or memory.url.startswith("python:"):
         return None
     return open_backend(memory.url, allow_python=False)

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
-from walbatch.cli.exits import Exit, exit_code
-from walbatch.cli.output import progress_bar, show_json, size_text
-from walbatch.cli.recover import found_json, show_cases
+from walbatch.cli.exits import Exit, exit_code, explain
+from walbatch.cli.output import count_text, progress_bar, show_json, size_text
+from walbatch.cli.recover import case_lines, found_json
 from walbatch.inspection import SegmentReport, StoreReport, look
 
-PICTURE_COLUMNS = 64
+PICTURE_COLUMNS = 76
+"""Of the picture of the log."""
 
-StoreArgument = Annotated[str, typer.Argument(help="The store's directory.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document.")]
+PICTURE_SEGMENTS_MAX = 24
+"""Segments drawn one by one; of more, the newest are."""
+
+StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="The store's directory.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Show one JSON document.")]
 
 
 def verify(
     store: StoreArgument,
     *,
     audit: Annotated[
-        bool, typer.Option("--audit", help="Also check every CRC with the second implementation (slow).")
+        bool, typer.Option("--audit", help="Check every CRC with a second implementation too (slow).")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Read every byte of STORE and check it.
 
-    Changes nothing. Exit codes: 0 sound, 4 corruption, 6 newer format, 8 I/O error.
+    Changes nothing, also while an engine has the store open.
+
+    Exit codes: 0 sound, 2 usage, 4 corruption, 6 newer format, 8 I/O error.
     """
     with progress_bar("verifying", hidden=as_json) as step:
         report = look(store, full=True, audit=audit, progress=step)
@@ -37,97 +44,116 @@ def verify(
         show_json(
             {
                 **found_json(found), "frames": report.frames, "operations": report.operations, "bytes": report.bytes,
-                "audited": audit, "problems": list(report.problems), "error": str(found.refusal) if found.refusal else None,
+                "audited": audit, "problems": list(report.problems), "error": explain(found.refusal) if found.refusal else None,
                 "exit": code,
             }
         )  # fmt: skip
     else:
         typer.echo(
-            f"{found.path}: {len(found.segments)} segments, {report.frames:,} frames, {report.operations:,} operations, "
-            f"{size_text(report.bytes)} read" + (", CRCs checked twice" if audit else "")
+            f"{found.path}: {count_text(len(found.segments), 'segment')}, {count_text(report.frames, 'frame')}, "
+            f"{count_text(report.operations, 'operation')}, {size_text(report.bytes)}"
+            + (", every CRC checked twice" if audit else "")
         )
-        show_cases(found)
-        for problem in report.problems:
-            typer.echo(f"  {problem}")
-        if found.refusal is not None:
-            typer.echo(str(found.refusal), err=True)
-        else:
-            typer.echo(
-                "sound"
-                if not report.problems
-                else "damaged: keep a copy, then run 'walbatch recover --salvage'"
-            )
+        for line in (*case_lines(found), *(f"  {problem}" for problem in report.problems)):
+            typer.echo(line)
+        if code == Exit.DONE:
+            typer.echo("sound")
+    if found.refusal is not None:
+        typer.echo(f"walbatch: {explain(found.refusal)}", err=True)
+    elif report.problems:
+        typer.echo(
+            "walbatch: the store is damaged: keep a copy of it, and restore its files from an older one",
+            err=True,
+        )
     raise typer.Exit(code)
 
 
 def inspect(store: StoreArgument, *, as_json: JsonOption = False) -> None:
-    """Show segments, watermarks, lanes and a picture of the log of STORE. Changes nothing."""
-    found = look(store, full=True).store
+    """Show what STORE holds: segments, lanes, a picture of the log.
+
+    Changes nothing, also while an engine has the store open. The letters and numbers beside each segment name the row of
+    recovery's decision table that applies to it.
+
+    Exit codes: 0 sound, 2 usage, 4 corruption, 6 newer format, 8 I/O error.
+    """
+    with progress_bar("reading", hidden=as_json) as step:
+        found = look(store, full=True, progress=step).store
     if as_json:
         show_json(
             {
                 **found_json(found), "checkpoint_generation": found.checkpoint_generation, "quarantine": list(found.quarantine),
                 "segment_list": [
                     {"number": s.number, "bytes": s.file_bytes, "epoch": s.epoch, "first_lsn": s.first_lsn,
-                     "last_lsn": s.last_lsn, "operations": s.operations, "row": s.label, "damage": s.damage}
+                     "last_lsn": s.last_lsn, "operations": s.operations, "row": s.label, "decision": s.decision,
+                     "damage": s.damage, "lost": s.lost}
                     for s in found.segments
                 ],
+                "error": explain(found.refusal) if found.refusal else None,
+                "exit": exit_code(found.refusal) if found.refusal else Exit.DONE,
             }
         )  # fmt: skip
     else:
-        _show(found)
+        for line in _lines(found):
+            typer.echo(line)
+    if found.refusal is not None:
+        typer.echo(f"walbatch: {explain(found.refusal)}", err=True)
     raise typer.Exit(exit_code(found.refusal) if found.refusal else Exit.DONE)
 
 
-def _show(found: StoreReport) -> None:
-    typer.echo(f"store      {found.path}{' (in use)' if found.live else ''}")
-    typer.echo(f"uuid       {found.uuid}")
-    typer.echo(
-        f"watermarks settled {found.settled_lsn:,} <= durable {found.durable_lsn:,}; next lsn {found.next_lsn:,}"
-    )
-    typer.echo(f"pending    {found.pending:,} operations")
+def _lines(found: StoreReport) -> Iterator[str]:
+    yield f"store       {found.path}{' (in use)' if found.live else ''}"
+    yield f"uuid        {found.uuid or 'unknown'}"
+    yield f"settled     LSN {found.settled_lsn:,}"
+    yield f"durable     LSN {found.durable_lsn:,}"
+    yield f"pending     {count_text(found.pending, 'operation')}"
     generation = found.checkpoint_generation
-    typer.echo(f"checkpoint {'none' if generation is None else f'generation {generation:,}'}")
-    typer.echo("")
-    typer.echo(
-        f"{'segment':>8} {'epoch':>6} {'first lsn':>16} {'last lsn':>16} {'operations':>12} {'size':>10}  row"
-    )
-    for segment in found.segments:
-        typer.echo(
-            f"{segment.number:>8} {segment.epoch:>6} {segment.first_lsn:>16,} {segment.last_lsn:>16,} {segment.operations:>12,} "
-            f"{size_text(segment.file_bytes):>10}  {segment.label} {segment.decision}"
-            + (f": {segment.damage}" if segment.damage else "")
-        )
+    yield f"checkpoint  {'none' if generation is None else f'generation {generation:,}'}"
     if found.segments:
-        typer.echo(
-            f"\n{_picture(found.segments, found.settled_lsn)}\n  # settled   = pending   ! damaged   | segment boundary"
-        )
-    typer.echo("")
-    for lane in found.lanes.values():
-        shards = f"{lane.shards} shards" if lane.shards else "shards unknown"
-        typer.echo(
-            f"lane {lane.name}: {shards}, {lane.pending or 0:,} pending, backend {lane.url or 'not remembered'}"
-        )
-    show_cases(found)
+        yield ""
+        yield f"{'segment':>7} {'epoch':>5} {'first lsn':>15} {'last lsn':>15} {'operations':>11} {'size':>9}  row"
+        for segment in found.segments:
+            size = size_text(segment.file_bytes)
+            yield (
+                f"{segment.number:>7} {segment.epoch:>5} {segment.first_lsn:>15,} {segment.last_lsn:>15,} "
+                f"{segment.operations:>11,} {size:>9}  {segment.label} {segment.decision}"
+            )
+            if segment.damage:
+                yield f"{'':>7} {segment.damage}"
+            if segment.lost:
+                yield f"{'':>7} {segment.lost:,} LSNs were given up by a salvage"
+        yield ""
+        yield from _picture(found.segments, found.settled_lsn)
+    if found.lanes:
+        yield ""
+        width = max(4, *map(len, found.lanes))
+        yield f"{'lane':<{width}} {'shards':>6} {'pending':>11}  backend"
+        for lane in found.lanes.values():
+            yield f"{lane.name:<{width}} {lane.shards or '?':>6} {lane.pending or 0:>11,}  {lane.url or 'none remembered'}"
+    cases = list(case_lines(found))
+    if cases or found.quarantine:
+        yield ""
+    yield from cases
     if found.quarantine:
-        typer.echo(
-            f"quarantine: {len(found.quarantine)} files; keep them until you know where they came from"
-        )
-    if found.refusal is not None:
-        typer.echo(str(found.refusal), err=True)
+        yield f"quarantine/ holds {count_text(len(found.quarantine), 'file')}: keep them until you know where they came from"
 
 
-def _picture(segments: tuple[SegmentReport, ...], settled_lsn: int) -> str:
+def _picture(segments: tuple[SegmentReport, ...], settled_lsn: int) -> Iterator[str]:
     """The log from its oldest to its newest segment, as wide as each has operations."""
-    total = max(1, sum(segment.operations for segment in segments))
+    shown = segments[-PICTURE_SEGMENTS_MAX:]
+    total = max(1, sum(segment.operations for segment in shown))
+    room = PICTURE_COLUMNS - 2 * len(shown)
     cells = []
-    for segment in segments:
-        width = max(1, round(PICTURE_COLUMNS * segment.operations / total))
-        if segment.damage and segment.decision == "corrupt":
+    before = 0
+    for segment in shown:
+        after = before + segment.operations
+        width = 1 + room * after // total - room * before // total
+        before = after
+        if segment.decision == "corrupt":
             cells.append("!" * width)
             continue
         span = max(1, segment.last_lsn - segment.first_lsn + 1)
-        done = min(1.0, max(0.0, (settled_lsn - segment.first_lsn + 1) / span))
-        filled = round(width * done)
-        cells.append("#" * filled + "=" * (width - filled))
-    return "  [" + "|".join(cells) + "]"
+        settled = min(span, max(0, settled_lsn - segment.first_lsn + 1))
+        filled = width * settled // span
+        cells.append("#" * filled + ("=" if segment.operations else ".") * (width - filled))
+    yield f"{'...' if len(shown) < len(segments) else ''}[{'|'.join(cells)}]"
+    yield "  # settled  = pending  . no operations  ! damaged"

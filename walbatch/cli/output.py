@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,27 @@ import typer
 
 def show_json(value: object) -> None:
     """One JSON document on one line."""
-    typer.echo(json.dumps(value, ensure_ascii=False, sort_keys=False))
+    typer.echo(json_text(value))
+
+
+def json_text(value: object) -> str:
+    """JSON on one line, with escapes where the output could not show the characters themselves."""
+    plain = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    return json.dumps(value, ensure_ascii=plain)
+
+
+def is_stdout_usable() -> bool:
+    """Whether what was written to standard output can get there. If not, everything that is left goes nowhere.
+
+    Otherwise the interpreter would fail on it at its end, with a message and an exit code of its own.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return False
+    return True
 
 
 def size_text(size: float) -> str:
@@ -24,6 +45,11 @@ def size_text(size: float) -> str:
             return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
         size /= 1024
     return f"{size:,.1f} TiB"
+
+
+def count_text(count: int, noun: str) -> str:
+    """A number and its noun: `1 operation`, `2,000 operations`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def bytes_field(name: str, value: bytes) -> dict[str, str]:

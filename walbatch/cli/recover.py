@@ -1,32 +1,38 @@
-"""`walbatch recover`: make a store consistent, show what was found, drain what is pending."""
+"""`walbatch recover`: make a store consistent, show what was found, deliver what is pending."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import typer
 
-from walbatch.cli.exits import Exit, exit_code
-from walbatch.cli.lanes import build_lanes, parse_lanes
-from walbatch.cli.output import progress_bar, show_json, size_text
+from walbatch.cli.delivering import Delivered, Patience, deliver
+from walbatch.cli.exits import Exit, exit_code, explain
+from walbatch.cli.lanes import build_lanes, name_one, parse_lanes
+from walbatch.cli.output import count_text, progress_bar, show_json, size_text
 from walbatch.config import Lane
 from walbatch.engine import Engine
-from walbatch.errors import ConfigError, CorruptionError, ResultTimeout
-from walbatch.inspection import StoreReport, look, remembered_lanes
-from walbatch.metrics import CloseReport
-from walbatch.salvage import salvage_store
-
-POLL_S = 0.2
-STOP_S = 5.0
+from walbatch.errors import ConfigError, CorruptionError
+from walbatch.inspection import LaneReport, StoreReport, look, remembered_lanes
+from walbatch.salvage import Salvage, salvage_store
 
 
 def recover(
-    store: Annotated[str, typer.Argument(help="The store's directory.")],
-    to: Annotated[str | None, typer.Option(help="URL of the backend, for a store with one lane.")] = None,
-    lane: Annotated[list[str] | None, typer.Option(help="KIND=URL; may be given several times.")] = None,
+    store: Annotated[str, typer.Argument(metavar="STORE", help="The store's directory.")],
     *,
+    to: Annotated[
+        str | None, typer.Option(metavar="URL", help="Backend of the lane, for a store with one lane.")
+    ] = None,
+    lane: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND=URL", help="Backend of a lane; KIND alone holds it. May be repeated."),
+    ] = None,
+    shards: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Shards of a lane that the store does not remember."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write nothing; show what would be done.")
     ] = False,
@@ -34,96 +40,173 @@ def recover(
         bool, typer.Option("--salvage", help="Give up what is damaged, and say what that is.")
     ] = False,
     timeout: Annotated[
-        float | None, typer.Option(help="Seconds to drain; default: as long as it makes progress.")
+        float | None, typer.Option(min=0, metavar="S", help="Seconds to deliver; else as long as it takes.")
     ] = None,
-    stall: Annotated[float, typer.Option(help="Seconds without progress after which to give up.")] = 60.0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    stall: Annotated[
+        float, typer.Option(min=0, metavar="S", help="Seconds without progress after which to give up.")
+    ] = 60.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Show one JSON document.")] = False,
 ) -> None:
-    """Make STORE consistent, show what was found, and drain what is pending to its backends.
+    """Make STORE consistent and deliver what is pending.
 
-    Exit codes: 0 consistent and drained, 2 usage, 3 work left, 4 corruption (nothing changed), 5 locked, 6
-    newer format, 7 salvaged with stated loss, 8 I/O error.
+    Shows what was found. Backends with a URL are remembered in the store: lmdb:///path, and python:module:function,
+    which has to be named each time, because it runs code.
+
+    Exit codes: 0 consistent and delivered, 2 usage, 3 work left, 4 corruption (nothing was changed), 5 locked by
+    another process, 6 newer format, 7 salvaged with stated loss, 8 I/O error.
     """
     named = parse_lanes(lane or ())
     with progress_bar("checking", hidden=as_json) as step:
         found = look(store, full=True, lock=True, progress=step).store
-    lost: tuple[tuple[int, int], ...] = ()
-    if isinstance(found.refusal, CorruptionError) and salvage and not dry_run:
-        lost = salvage_store(store)
-        found = look(store, full=True, lock=True).store
+    given_up = Salvage()
+    if salvage and (found.refusal is None or isinstance(found.refusal, CorruptionError)):
+        given_up = salvage_store(store, dry_run=dry_run)
+        found = _salvaged(found, given_up)
     if found.refusal is not None:
-        if as_json:
-            show_json({**found_json(found), "error": str(found.refusal), "exit": exit_code(found.refusal)})
-            raise typer.Exit(exit_code(found.refusal))
-        raise found.refusal
+        _refuse(found, as_json=as_json)
     if found.uuid is None:
-        raise ConfigError(f"{found.path} holds no store: nothing to recover; check the path")
-    lanes = build_lanes(remembered_lanes(store), named=named, to=to)
-    unserved = sorted(
-        kind
-        for kind, report in found.lanes.items()
-        if report.pending and (kind not in lanes or lanes[kind].backend is None)
-    )
-    work_left = bool(unserved)
-    drained: CloseReport | None = None
-    if not dry_run and lanes:
-        drained = _drain(store, lanes, found, timeout=timeout, stall=stall, quiet=as_json)
-        work_left = drained.remaining > 0
-    code = Exit.SALVAGED if lost else Exit.WORK_LEFT if work_left else Exit.DONE
+        raise ConfigError(f"{found.path} holds no store yet: nothing to recover; check the path")
+    if to is not None:
+        named = name_one(to, known=found.lanes, named=named)
+    lanes = build_lanes(remembered_lanes(store), named=named, shards=shards)
+    patience = Patience(timeout=timeout, stall=stall)
+    delivered = None if dry_run or not lanes else _deliver(store, lanes, found, patience, hidden=as_json)
+    result = _Result(
+        found=found, given_up=given_up, delivered=delivered, dry_run=dry_run,
+        unserved=tuple(report for report in found.lanes.values() if report.pending and not _has_backend(lanes, report.name)),
+    )  # fmt: skip
     if as_json:
-        show_json(
-            {
-                **found_json(found), "dry_run": dry_run, "lost": [list(span) for span in lost],
-                "delivered": drained.settled if drained else 0, "remaining": drained.remaining if drained else found.pending,
-                "elapsed_s": drained.elapsed_s if drained else 0.0, "without_backend": unserved, "exit": code,
-            }
-        )  # fmt: skip
+        show_json(result.document())
     else:
-        _show(found, lost, drained, unserved, dry_run=dry_run)
+        for line in result.lines():
+            typer.echo(line)
+        for line in result.next_steps():
+            typer.echo(line, err=True)
+    raise typer.Exit(result.exit)
+
+
+def _has_backend(lanes: Mapping[str, Lane], kind: str) -> bool:
+    return kind in lanes and lanes[kind].backend is not None
+
+
+def _refuse(found: StoreReport, *, as_json: bool) -> None:
+    """End with what recovery refuses; nothing was changed."""
+    assert found.refusal is not None
+    code = exit_code(found.refusal)
+    if not as_json:
+        raise found.refusal
+    show_json({**found_json(found), "error": explain(found.refusal), "exit": code})
+    typer.echo(f"walbatch: {explain(found.refusal)}", err=True)
     raise typer.Exit(code)
 
 
-def _drain(
-    store: str,
-    lanes: dict[str, Lane],
-    found: StoreReport,
-    *,
-    timeout: float | None,
-    stall: float,
-    quiet: bool,
-) -> CloseReport:
-    """Open the store, drain it while that makes progress, close it."""
+def _salvaged(found: StoreReport, given_up: Salvage) -> StoreReport:
+    """The store as a salvage leaves it, with the cases that were found before: the same for a dry run."""
+    if not given_up.rebuilt:
+        return found
+    lanes = {kind: replace(report, pending=0, pending_bytes=0) for kind, report in found.lanes.items()}
+    for kind, count in given_up.pending.items():
+        report = lanes.get(kind) or LaneReport(name=kind, shards=None, url=None)
+        lanes[kind] = replace(report, pending=count.operations, pending_bytes=count.bytes)
+    return replace(
+        found, refusal=None, lanes=dict(sorted(lanes.items())), next_lsn=given_up.next_lsn,
+        pending=sum(count.operations for count in given_up.pending.values()), torn_bytes=given_up.torn_bytes,
+        copied_operations=given_up.copied_operations,
+    )  # fmt: skip
+
+
+def _deliver(
+    store: str, lanes: dict[str, Lane], found: StoreReport, patience: Patience, *, hidden: bool
+) -> Delivered:
+    """Open the store, which carries out the recovery, and deliver what has a backend."""
+    served = sum(report.pending or 0 for kind, report in found.lanes.items() if _has_backend(lanes, kind))
     engine = Engine.open(store, lanes=lanes)
-    started = progressed = time.monotonic()
-    settled = 0
-    served = sum(
-        report.pending or 0
-        for kind, report in found.lanes.items()
-        if kind in lanes and lanes[kind].backend is not None
-    )
-    try:
-        with progress_bar("draining", hidden=quiet or not served) as step:
-            while served:
-                try:
-                    engine.flush(timeout=POLL_S)
-                except ResultTimeout:
-                    pass
-                else:
-                    break
-                now, done = time.monotonic(), found.pending - engine.stats().pending
-                if done > settled:
-                    settled, progressed = done, now
-                step(done, served)
-                if now - progressed > stall or (timeout is not None and now - started > timeout):
-                    break
-    finally:
-        errors = [
-            f"{kind}: {lane.last_error}" for kind, lane in engine.stats().lanes.items() if lane.last_error
-        ]
-        report = engine.close(drain=False, timeout=STOP_S)
-        for error in errors if report.remaining else ():
-            typer.echo(f"last error of lane {error}", err=True)
-    return replace(report, settled=max(0, found.pending - report.remaining))
+    with progress_bar("delivering", hidden=hidden or not served) as step:
+        done = deliver(engine, pending=found.pending, served=served, patience=patience, step=step)
+    # What a backend's own mark covers was delivered before, and is only known now.
+    return replace(done, count=max(0, found.pending - done.remaining))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Result:
+    """What a recovery did, or would do."""
+
+    found: StoreReport
+    given_up: Salvage
+    delivered: Delivered | None
+    dry_run: bool
+    unserved: tuple[LaneReport, ...]
+    """Lanes with pending operations and without a backend."""
+
+    @property
+    def remaining(self) -> int:
+        """Operations that are left. A dry run expects of each backend that it works."""
+        if self.delivered is not None:
+            return self.delivered.remaining
+        return sum(report.pending or 0 for report in self.unserved)
+
+    @property
+    def exit(self) -> Exit:
+        """The exit code."""
+        return (
+            Exit.SALVAGED if self.given_up.lost_something else Exit.WORK_LEFT if self.remaining else Exit.DONE
+        )
+
+    def document(self) -> dict[str, object]:
+        """For programs."""
+        done = self.delivered
+        return {
+            **found_json(self.found), "dry_run": self.dry_run, "rebuilt": list(self.given_up.rebuilt),
+            "lost": [list(span) for span in self.given_up.lost], "end_lost_after": self.given_up.end_lost_after,
+            "delivered": done.count if done else 0, "remaining": self.remaining,
+            "elapsed_s": round(done.elapsed_s, 3) if done else 0.0,
+            "without_backend": [report.name for report in self.unserved], "errors": dict(done.errors) if done else {},
+            "exit": self.exit,
+        }  # fmt: skip
+
+    def lines(self) -> Iterable[str]:
+        """For people."""
+        found = self.found
+        size = size_text(sum(segment.file_bytes for segment in found.segments))
+        pending = count_text(found.pending, "operation")
+        yield f"{found.path}: {count_text(len(found.segments), 'segment')}, {size}, {pending} pending"
+        yield from case_lines(found)
+        yield from self._loss_lines()
+        for name, lane in found.lanes.items():
+            if lane.pending:
+                yield f"  lane {name}: {lane.pending:,} pending, remembered backend: {lane.url or 'none'}"
+        if self.dry_run:
+            if found.torn_bytes:
+                yield f"would copy a torn tail of {found.torn_bytes:,} bytes to quarantine/"
+            if found.copied_operations:
+                yield f"would copy {count_text(found.copied_operations, 'unproven operation')} forward and sync them"
+            yield f"would go on at LSN {found.next_lsn:,}, with {self.remaining:,} left; nothing was written"
+        elif self.delivered is not None:
+            done = self.delivered
+            rate = f" ({done.count / done.elapsed_s:,.0f} a second)" if done.count and done.elapsed_s else ""
+            yield f"delivered {done.count:,}{rate}, {done.remaining:,} left"
+        else:
+            yield f"delivered 0, {self.remaining:,} left"
+
+    def _loss_lines(self) -> Iterable[str]:
+        would = "would be " if self.dry_run else ""
+        if self.given_up.rebuilt:
+            numbers = ", ".join(map(str, self.given_up.rebuilt))
+            yield f"  {would}rebuilt: segment {numbers}; the damaged files {'would go' if self.dry_run else 'are'} in quarantine/"
+        for first, last in self.given_up.lost:
+            yield f"  {would}LOST: LSN {first:,} to {last:,} ({count_text(last - first + 1, 'operation')} at most)"
+        if self.given_up.end_lost_after is not None:
+            yield f"  {would}LOST: whatever was acknowledged after LSN {self.given_up.end_lost_after:,}; nothing tells how much"
+
+    def next_steps(self) -> Iterable[str]:
+        """What the user should do now."""
+        for kind, error in (self.delivered.errors if self.delivered else {}).items():
+            yield f"last error of lane {kind}: {' '.join(error.split())}"
+        for report in self.unserved:
+            url = report.url or "lmdb:///path"
+            yield f"next: name the backend of lane {report.name}, for example --lane {report.name}={url}"
+        if self.delivered is not None and self.delivered.remaining and not self.unserved:
+            yield "next: repair the backend and run this again; the operations are safe in the log"
 
 
 def found_json(found: StoreReport) -> dict[str, object]:
@@ -131,8 +214,8 @@ def found_json(found: StoreReport) -> dict[str, object]:
     return {
         "store": found.path, "uuid": found.uuid, "live": found.live, "durable_lsn": found.durable_lsn,
         "settled_lsn": found.settled_lsn, "next_lsn": found.next_lsn, "pending": found.pending,
-        "settled_count": found.settled_count,
-        "segments": len(found.segments), "torn_bytes": found.torn_bytes, "copied_operations": found.copied_operations,
+        "settled_count": found.settled_count, "segments": len(found.segments), "torn_bytes": found.torn_bytes,
+        "copied_operations": found.copied_operations,
         "lanes": {
             name: {"pending": lane.pending, "shards": lane.shards, "url": lane.url} for name, lane in found.lanes.items()
         },
@@ -144,50 +227,9 @@ def found_json(found: StoreReport) -> dict[str, object]:
     }  # fmt: skip
 
 
-def show_cases(found: StoreReport) -> None:
+def case_lines(found: StoreReport) -> Iterable[str]:
     """What recovery found, a line each; what is fine is left out."""
     for case in found.cases:
         if case.is_noteworthy:
-            place = f" (segment {case.segment}, offset {case.offset})" if case.segment is not None else ""
-            typer.echo(f"  {case.label}: {case.message}{place}")
-
-
-def _show(
-    found: StoreReport,
-    lost: tuple[tuple[int, int], ...],
-    drained: CloseReport | None,
-    unserved: list[str],
-    *,
-    dry_run: bool,
-) -> None:
-    """For people."""
-    size = sum(segment.file_bytes for segment in found.segments)
-    typer.echo(
-        f"{found.path}: {len(found.segments)} segments, {size_text(size)}, {found.pending:,} operations pending"
-    )
-    show_cases(found)
-    for first, last in lost:
-        typer.echo(f"  LOST: operations {first} to {last}; the damaged bytes are in quarantine/")
-    for name, lane in found.lanes.items():
-        if lane.pending:
-            typer.echo(f"  lane {name}: {lane.pending:,} pending, to {lane.url or 'no remembered backend'}")
-    if dry_run:
-        if found.torn_bytes:
-            typer.echo(f"would copy {found.torn_bytes:,} torn bytes to quarantine/")
-        if found.copied_operations:
-            typer.echo(f"would copy {found.copied_operations:,} unproven operations forward and sync them")
-        typer.echo(f"would continue at LSN {found.next_lsn:,}; nothing was written")
-    elif drained is not None:
-        rate = drained.settled / drained.elapsed_s if drained.elapsed_s else 0
-        typer.echo(
-            f"delivered {drained.settled:,}, {drained.remaining:,} left"
-            + (f" ({rate:,.0f} a second)" if rate else "")
-        )
-    else:
-        typer.echo("nothing pending")
-    if unserved:
-        typer.echo(
-            f"next: name a backend for {', '.join(unserved)}, for example --lane {unserved[0]}=lmdb:///path"
-        )
-    elif drained is not None and drained.remaining:
-        typer.echo("next: repair the backend and run this again; the operations are safe in the log")
+            place = f" (segment {case.segment}, offset {case.offset:,})" if case.segment is not None else ""
+            yield f"  {case.label}: {case.message}{place}"

@@ -566,13 +566,19 @@ class Dispatcher:
         with self._cond:
             self._stopping = True
             self._cond.notify_all()
+
+        def joined(threads: Sequence[Thread]) -> bool:
+            return all(
+                thread.join(None if deadline is None else max(0, deadline - self._clock.monotonic_ns()))
+                for thread in threads
+            )
+
+        # The timer first: it is the one that starts workers, so after it their list is complete.
+        ended = joined(self._threads_running)
         with self._work:
             self._workers_stopping = True
             self._work.notify_all()
-        return all(
-            thread.join(None if deadline is None else max(0, deadline - self._clock.monotonic_ns()))
-            for thread in [*self._threads_running, *self._workers]
-        )
+        return joined(self._workers) and ended
 
     def is_own_thread(self) -> bool:
         """Whether the caller runs in a thread of the dispatcher: a backend, for example."""

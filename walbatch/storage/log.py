@@ -349,8 +349,9 @@ class Log:
             return offset
         number = closed.header.number
         if number not in self._indexes:
-            file = self._file(number)
-            found = read_footer(file, closed.header, closed.file_bytes) if file else None
+            with self._reading_errors(number):
+                file = self._file(number)
+                found = read_footer(file, closed.header, closed.file_bytes) if file else None
             with self._guard:
                 if len(self._indexes) >= 2:  # noqa: PLR2004 - two readers, two places
                     self._indexes.clear()
@@ -362,15 +363,17 @@ class Log:
         """The frame at `position`, decoded if it holds operations; None if its segment was trimmed meanwhile."""
         path = self._layout.segment(position.segment)
         try:
-            file = self._file(position.segment)
-            if file is None:
-                return None
-            header = read_frame_header(file.read, header=segment, offset=position.offset)
-            if header.type is not FrameType.OPERATIONS:
-                return header
-            body = file.read(
-                header.total_bytes - limits.FRAME_HEADER_BYTES, position.offset + limits.FRAME_HEADER_BYTES
-            )
+            with self._reading_errors(position.segment):
+                file = self._file(position.segment)
+                if file is None:
+                    return None
+                header = read_frame_header(file.read, header=segment, offset=position.offset)
+                if header.type is not FrameType.OPERATIONS:
+                    return header
+                body = file.read(
+                    header.total_bytes - limits.FRAME_HEADER_BYTES,
+                    position.offset + limits.FRAME_HEADER_BYTES,
+                )
             columns = decode_body(header, body)
         except FrameError as error:
             raise CorruptionError(
@@ -378,15 +381,22 @@ class Log:
                 f"keep a copy of the store, then run 'walbatch verify {self._layout.root}'",
                 path=path, offset=position.offset, expected="a valid frame",
             ) from error  # fmt: skip
+        return Frame(
+            position=position, next_position=Position(position.segment, position.offset + header.total_bytes),
+            header=header, columns=columns,
+        )  # fmt: skip
+
+    @contextlib.contextmanager
+    def _reading_errors(self, number: int) -> Iterator[None]:
+        """An error of the file system while a segment is read back is no damage."""
+        path = self._layout.segment(number)
+        try:
+            yield
         except OSError as error:
             raise StorageError(
                 f"cannot read {path}: {error.strerror or error}. Nothing is lost; repair the disk and reopen", path=path,
                 errno=error.errno,
             ) from error  # fmt: skip
-        return Frame(
-            position=position, next_position=Position(position.segment, position.offset + header.total_bytes),
-            header=header, columns=columns,
-        )  # fmt: skip
 
     def _file(self, number: int) -> File | None:
         """A segment's open file; None if it was trimmed. The reader's thread alone opens and closes it.
@@ -429,9 +439,16 @@ class Log:
             if self._closed[number].last_lsn > lsn:
                 break
             with self._guard:  # forgotten first: a reader that still wants it goes on behind it
-                self._closed_bytes -= self._closed.pop(number).file_bytes
+                segment = self._closed.pop(number)
+                self._closed_bytes -= segment.file_bytes
                 self._indexes.pop(number, None)
-            self._fs.unlink(self._layout.segment(number))
+            try:
+                self._fs.unlink(self._layout.segment(number))
+            except BaseException:
+                with self._guard:  # it is still there, and counts until a later trim removes it
+                    self._closed[number] = segment
+                    self._closed_bytes += segment.file_bytes
+                raise
             removed += 1
         if removed:
             with self._breaking():

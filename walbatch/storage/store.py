@@ -106,7 +106,7 @@ def take_lock(fs: FileSystem, layout: Layout, note: bytes) -> FileLock:
     if not isinstance(lock, bytes):
         return lock
     pid = host = None
-    with contextlib.suppress(ValueError, AttributeError):
+    with contextlib.suppress(ValueError, AttributeError, RecursionError):
         holder = json.loads(lock)
         pid, host = holder.get("pid"), holder.get("host")
     raise StoreLocked(

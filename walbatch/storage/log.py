@@ -169,7 +169,11 @@ class Log:
             first=list(_first_frames(fs, layout, plan)),
         )  # fmt: skip
         closed = _closed_segments(facts, plan)
-        _cut_predecessor(fs, layout, closed, header.prev_number)
+        try:
+            _cut_predecessor(fs, layout, closed, header.prev_number)
+        except BaseException:
+            active.close()
+            raise
         log = cls(fs, layout, clock, entropy, threads, settings, active, closed)
         log._checkpointed_lsn = watermark
         return log

@@ -15,6 +15,7 @@ import pytest
 import walbatch as wb
 from tests.memory import MemoryFileSystem, environment
 from tests.support import FAST, QUICK_RETRY, Recorder, wait_until
+from walbatch import aio
 
 NEVER = wb.Trigger(linger_ms=3_600_000)
 SETTINGS = wb.Settings(segment_bytes=2**16, timer_ms=1, checkpoint_ms=5)
@@ -396,6 +397,25 @@ def test_flushes_that_nobody_ends_do_not_keep_the_engine_from_closing() -> None:
         assert report.remaining == 1
         outcomes = await asyncio.gather(*flushing, return_exceptions=True)
         assert all(isinstance(outcome, (wb.EngineClosed, asyncio.CancelledError)) for outcome in outcomes)
+
+    run(main())
+
+
+def test_flushes_under_way_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aio, "FLUSHES_MAX", 3)
+
+    async def main() -> None:
+        engine = await open_engine(MemoryFileSystem(), Recorder())
+        engine.pause("put")
+        await engine.submit("put", key=b"k")
+        flushing = [asyncio.create_task(engine.flush()) for _ in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(wb.Overloaded, match="FLUSHES_MAX"):
+            await engine.flush()
+        engine.resume("put")
+        await asyncio.gather(*flushing)
+        await engine.flush(timeout=30)
+        await engine.close()
 
     run(main())
 

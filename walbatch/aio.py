@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 ROOM_POLL_S = 0.005
 """How often a submit that waits for room looks again."""
 
+FLUSHES_MAX = 256
+"""Flushes under way at once, each in a thread: those that were cancelled count until they end."""
+
 _T = TypeVar("_T")
 
 
@@ -169,6 +172,7 @@ class AsyncEngine:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._waiting = _Waiting()
+        self._flushes = threading.BoundedSemaphore(FLUSHES_MAX)
 
     def __repr__(self) -> str:
         return f"<Async{repr(self.engine)[1:]}"
@@ -261,8 +265,22 @@ class AsyncEngine:
         )
 
     async def flush(self, kind: str | None = None, *, timeout: float | None = None) -> None:
-        """As `Engine.flush`, in a thread, which goes on to its end or to `timeout` if the task is cancelled."""
-        await _in_thread("walbatch-await-flush", lambda: self.engine.flush(kind, timeout=timeout))
+        """As `Engine.flush`, in a thread, which goes on to its end or to `timeout` if the task is cancelled.
+
+        Raises Overloaded where too many are under way.
+        """
+        if not self._flushes.acquire(blocking=False):
+            raise Overloaded(
+                "FLUSHES_MAX", value=FLUSHES_MAX, maximum=FLUSHES_MAX, hint="wait until some have ended"
+            )
+
+        def flush() -> None:
+            try:
+                self.engine.flush(kind, timeout=timeout)
+            finally:
+                self._flushes.release()
+
+        await _in_thread("walbatch-await-flush", flush)
 
     def pause(self, kind: str) -> None:
         """As `Engine.pause`."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import shutil
 import struct
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -374,25 +375,45 @@ def flips(store: Store, names: list[str], *, step: int, mask: int) -> Iterator[t
             yield name, at, changed(store.files, name, at, bytes((byte,)))
 
 
-@pytest.mark.parametrize(
-    ("ending", "last_only", "step", "mask"),
-    [
-        ("killed", False, 1, 0),
-        ("killed", False, 7, 0xFF),
-        ("stamped", True, 1, 0),
-        ("clean", True, 1, 0),
-        ("clean", True, 1, 0xFF),
-    ],
-    ids=["killed_every_bit", "killed_every_seventh_byte", "stamped", "clean_one_bit", "clean_all_bits"],
-)
-def test_a_flip_in_any_byte_of_any_segment_is_found_or_harmless(
-    stores: Stores, ending: str, last_only: bool, step: int, mask: int
-) -> None:
+def unsealed(store: Store) -> str:
+    """The segment that a crash has left behind, in the middle of the log."""
+    sealed = {frame.name for frame in store.frames if frame.header.type is FrameType.SEAL}
+    (name,) = [name for name in store.segments[:-1] if name not in sealed]
+    return name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """Which bytes of which segments are flipped, one after the other."""
+
+    ending: str
+    segments: Callable[[Store], list[str]]
+    step: int = 1
+    mask: int = 0
+
+
+SWEEPS = {
+    "every bit of a sealed, a crashed and the last segment": Sweep(
+        ending="killed", segments=lambda s: [s.segments[0], unsealed(s), s.segments[-1]]
+    ),
+    "a third of the bits of all segments": Sweep(ending="killed", segments=lambda s: s.segments, step=3),
+    "a part of the bytes of all segments": Sweep(
+        ending="killed", segments=lambda s: s.segments, step=7, mask=0xFF
+    ),
+    "the end, stamped": Sweep(ending="stamped", segments=lambda s: s.segments[-1:]),
+    "the end, closed": Sweep(ending="clean", segments=lambda s: s.segments[-1:]),
+    "the end, closed, whole bytes": Sweep(
+        ending="clean", segments=lambda s: s.segments[-1:], step=3, mask=0xFF
+    ),
+}
+
+
+@pytest.mark.parametrize("sweep", SWEEPS.values(), ids=SWEEPS.keys())
+def test_a_flip_in_any_byte_of_any_segment_is_found_or_harmless(stores: Stores, sweep: Sweep) -> None:
+    ending = sweep.ending
     store = stores.get(ending)
     refused = given_up = harmless = 0
-    for _, _, files in flips(
-        store, store.segments[-1:] if last_only else store.segments, step=step, mask=mask
-    ):
+    for _, _, files in flips(store, sweep.segments(store), step=sweep.step, mask=sweep.mask):
         opened = check(store, files, checkpoint=store.checkpoint)
         if opened.error is not None:
             refused += 1
@@ -977,11 +998,11 @@ def test_a_backlog_segment_that_goes_away_after_opening_is_reported(how: str) ->
     for _ in range(40):
         engine.submit_many("put", [(b"k", os.urandom(600)) for _ in range(50)])
     engine.close()
-    recorder = Recorder()
+    gate = threading.Event()
+    recorder = Recorder(lambda _: gate.wait(30) and None)
     lanes = {"put": wb.Lane(recorder, trigger=FAST)}
     engine = wb.Engine.open(ROOT, lanes=lanes, settings=settings, environment=environment(fs))
-    engine.pause("put")
-    name = f"{ROOT}/wal/{15:019d}.seg"
+    name = f"{ROOT}/wal/{18:019d}.seg"
     if how == "missing":
         fs.unlink(name)
     elif how == "cut":
@@ -989,8 +1010,8 @@ def test_a_backlog_segment_that_goes_away_after_opening_is_reported(how: str) ->
     elif how == "zeroed":
         fs.files[name].data[512:] = bytes(len(fs.files[name].data) - 512)
     else:
-        fs.files[name].data[:] = fs.files[f"{ROOT}/wal/{16:019d}.seg"].data
-    engine.resume("put")
+        fs.files[name].data[:] = fs.files[f"{ROOT}/wal/{19:019d}.seg"].data
+    gate.set()
     with pytest.raises(wb.StorageError, match=name):
         engine.flush(timeout=30)
     assert engine.close(timeout=30).reason.startswith("failed")

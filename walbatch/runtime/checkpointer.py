@@ -101,15 +101,14 @@ class Checkpointer:
         durable_lsn = max(self._durable_lsn(), settled.watermark)
         segment = self._log.end.segment
         last = self._last
+        # Where nothing settles, how far the log reached still matters: that is what shows the loss of its end.
         if (
             last is not None
             and last.watermark == settled.watermark == self._trimmed_lsn
             and last.lanes == settled.lanes
+            and (last.segment, last.durable_lsn) == (segment, durable_lsn)
         ):
-            # Where nothing settles, how far the log reached still matters: that is what shows the loss of its end.
-            grown = last.segment != segment or (self._stopping and last.durable_lsn != durable_lsn)
-            if not grown:
-                return False
+            return False
         checkpoint = Checkpoint(
             generation=self._generation + 1, epoch=self._base.epoch, watermark=settled.watermark, durable_lsn=durable_lsn,
             segment=segment, settled_count=self._base.settled_count + settled.settled_count, lanes=settled.lanes,

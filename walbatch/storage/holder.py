@@ -89,5 +89,5 @@ def _is_from_here(note: bytes) -> bool:
         return True
     try:
         return bool(json.loads(note).get("host") == socket.gethostname())
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return False

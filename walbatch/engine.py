@@ -51,7 +51,7 @@ from walbatch.storage.filesystem import RealFileSystem
 from walbatch.storage.layout import Layout
 from walbatch.storage.log import Log, LogSettings
 from walbatch.storage.store import OpenStore, open_store, storage_errors
-from walbatch.storage.survey import Progress
+from walbatch.storage.survey import Progress, segment_numbers
 from walbatch.types import PRIORITY_NORMAL, Durability, Position
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class Environment:
     threads: Threads = field(default_factory=RealThreads)
     entropy: Entropy = field(default_factory=RealEntropy)
     open_state: Callable[[str, bytes, str], StateStore] = LmdbState.open_for_engine
+    """open_state(path, store UUID, quarantine): an empty quarantine means that nothing may be moved there."""
 
 
 class Engine:
@@ -170,10 +171,16 @@ class Engine:
         check_lanes(lanes)
         fs, threads = environment.fs, environment.threads
         root = os.path.realpath(os.fspath(path))
+        layout = Layout(root)
+
+        def open_state(path: str, uuid: bytes) -> StateStore:
+            # Without a log, a damaged state is the last that tells of it: moved aside, it would make the store look new.
+            quarantine = layout.quarantine if segment_numbers(fs, layout) else ""
+            return environment.open_state(path, uuid, quarantine)
+
         store = open_store(
             fs, root, clock=environment.clock, entropy=environment.entropy, note={"pid": os.getpid(), "host": socket.gethostname()},
-            open_state=lambda state, uuid: environment.open_state(state, uuid, Layout(root).quarantine),
-            full=verify, progress=progress,
+            open_state=open_state, full=verify, progress=progress,
         )  # fmt: skip
         opened: list[Backend] = []
         try:
@@ -502,7 +509,7 @@ class Engine:
             self._release()
         settled = self._dispatcher.settled_count()
         remaining = max(0, self._pending_at_open + self._committer.committed - settled)
-        if reason == "drained" and remaining:
+        if reason == "drained" and (remaining or self._dispatcher.unlogged_count()):
             reason = "drained, except for lanes that are paused or have no backend"
         return CloseReport(
             settled=settled - before,

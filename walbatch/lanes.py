@@ -19,7 +19,7 @@ from walbatch.core.frame import FrameError, FrameHeader, FrameType, SegmentHeade
 from walbatch.errors import ConfigError, CorruptionError, OperationTooLarge
 from walbatch.ports import Backend, FileSystem
 from walbatch.runtime.lane import LaneSetup
-from walbatch.storage.store import OpenStore
+from walbatch.storage.store import OpenStore, storage_errors
 from walbatch.storage.survey import survey
 from walbatch.types import PRIORITY_MAX, Durability, LaneMemory, Mark, Order
 
@@ -197,7 +197,10 @@ def _check_marks(store: OpenStore, lane: str, marks: Sequence[Mark]) -> None:
 
 
 def kinds_in_log(fs: FileSystem, store: OpenStore) -> frozenset[str]:
-    """Every kind that the log holds an operation of. Needed only when state/ is lost: it reads the whole log."""
+    """Every kind that the log holds an operation of. Needed only when state/ is lost: it reads the whole log.
+
+    Raises StorageError.
+    """
     kinds: set[str] = set()
 
     def visit(_number: int, _header: SegmentHeader) -> Callable[[int, FrameHeader, bytes], None]:
@@ -209,9 +212,16 @@ def kinds_in_log(fs: FileSystem, store: OpenStore) -> frozenset[str]:
         return see
 
     facts = store.facts
-    survey(
-        fs, store.layout, identity=facts.identity, store=facts.store, checkpoint=None, full=True, visit=visit
-    )
+    with storage_errors(store.layout.root):
+        survey(
+            fs,
+            store.layout,
+            identity=facts.identity,
+            store=facts.store,
+            checkpoint=None,
+            full=True,
+            visit=visit,
+        )
     return frozenset(kinds)
 
 

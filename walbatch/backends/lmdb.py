@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from walbatch.backends.shard import KEY_BYTES_MAX, Shard, Transaction, shard_errors
+from walbatch.backends.shard import KEY_BYTES_MAX, Shard, Transaction, set_aside_unfinished, shard_errors
 from walbatch.core.checksum import crc32c
 from walbatch.core.mark import check_epoch, fresh_indexes
 from walbatch.core.routing import shard_of
@@ -152,7 +152,7 @@ class LmdbBackend:
         """Open all, or none.
 
         Crash story: the layout is written last, when every shard and its name are durable. A crash before it leaves
-        empty shards, which the next open takes over; after it a shard that is not there was lost.
+        empty or unfinished shards, which the next open takes over; after it a shard that is not there was lost.
         """
         with contextlib.ExitStack() as stack:
             shards = []
@@ -161,6 +161,7 @@ class LmdbBackend:
                 with shard_errors(path):
                     if is_new:
                         path.mkdir(mode=0o700, exist_ok=True)
+                        set_aside_unfinished(path)
                     elif not path.is_dir():
                         raise CorruptionError(
                             f"{path} is gone, but {LAYOUT_NAME} says that there are {count} shards: restore it from a backup",

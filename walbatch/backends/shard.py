@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
+import stat
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,6 +56,13 @@ _DATA_NAME: Final = "data.mdb"
 _LOCK_NAME: Final = "lock.mdb"
 _BLOCK_BYTES: Final = 512
 """Unit of st_blocks."""
+
+UNFINISHED_BYTES_MAX: Final = 16 * mmap.PAGESIZE
+"""More than a shard takes before anything is applied to it."""
+
+_MAGIC: Final = 0xBEEFC0DE.to_bytes(4, sys.byteorder)
+_META_BYTES: Final = 64
+"""The beginning of a meta page, in which its magic number stands."""
 
 _NOT_DAMAGE: Final = (
     lmdb.MapFullError,
@@ -111,8 +121,8 @@ class Shard:
             )
         shard = cls(env, path, map_bytes_max=map_bytes_max)
         try:
-            shard._check_size(env)
             with shard_errors(path):
+                shard._check_size(env)
                 shard._open_databases(env, readonly=readonly)
         except BaseException:
             env.close()
@@ -355,6 +365,27 @@ def _reserve_lock_file(path: Path) -> None:
         raise
     finally:
         os.close(file)
+
+
+def set_aside_unfinished(path: Path) -> None:
+    """Rename a data file whose making was cut off, so that it is made again: LMDB refuses it. Raises OSError.
+
+    Crash story: LMDB writes both meta pages first, without a sync, and a full disk or a power cut may leave one of them
+    or none. Only for a shard that no layout speaks of: nothing was ever applied to it. A file that is too large for
+    that is left as it is, to be refused.
+    """
+    data = path / _DATA_NAME
+    try:
+        found_there = data.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(found_there.st_mode) or not 0 < found_there.st_size <= UNFINISHED_BYTES_MAX:
+        return
+    with data.open("rb") as file:
+        found = file.read(UNFINISHED_BYTES_MAX)
+    metas = (found[at : at + _META_BYTES] for at in (0, mmap.PAGESIZE))
+    if not all(_MAGIC in meta for meta in metas):
+        data.replace(data.with_suffix(".unfinished"))
 
 
 def _data_bytes(path: Path) -> int:

@@ -10,6 +10,7 @@ log.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import sys
@@ -328,6 +329,9 @@ class Committer:
             except OSError as error:
                 if error.errno not in {errno.ENOSPC, errno.EDQUOT} or self._clock.monotonic_ns() >= deadline:
                     raise
+                if self._written:  # what interval lanes have acknowledged does not wait for room
+                    self._log.sync()
+                    self._finish_sync()
                 with self._cond:
                     self._sleep(FULL_RETRY_NS)
             else:
@@ -424,7 +428,10 @@ class Committer:
                     and now >= self._last_commit_ns + self._settings.idle_stamp_ns
                 )  # fmt: skip
                 idle = not self._queue and not self._written and self._owner is None
-                if (self._failure is not None and self._owner is None) or (self._stopping and idle):
+                if self._failure is not None and self._owner is None:
+                    self._owner = self
+                    break
+                if self._stopping and idle:
                     return
                 if self._owner or self._failure or not (pending or sync_due or stamp_due):
                     self._cond.wait(self._next_wake(now))
@@ -436,6 +443,11 @@ class Committer:
                 self._commit(pending)
             else:
                 self._sync_quietly(stamp=stamp_due)
+        # What interval lanes have acknowledged was written before the failure, and is to be synced all the same: nobody knows
+        # when the store will be opened again. After a failed sync the log refuses, and nothing is tried twice.
+        with contextlib.suppress(OSError, StorageError):
+            self._log.sync()
+        self._give_back()
 
     def _next_wake(self, now: int) -> int | None:
         """How long the thread may sleep; None until it is woken."""

@@ -515,9 +515,11 @@ class Dispatcher:
                     raise ConfigError(
                         f"lane {held.setup.name!r} has no backend, so it cannot be flushed: open it with one"
                     )
-                for shard in waiting:
-                    shard.flush_lsn = max(shard.flush_lsn, targets[shard.lane.index])
-                self._cond.notify_all()
+                raised = [shard for shard in waiting if shard.flush_lsn < targets[shard.lane.index]]
+                for shard in raised:
+                    shard.flush_lsn = targets[shard.lane.index]
+                if raised:  # and not whenever it is woken: two flushes would wake one another for ever
+                    self._cond.notify_all()
                 now = self._clock.monotonic_ns()
                 if deadline is not None and now >= deadline:
                     raise ResultTimeout(
@@ -633,6 +635,11 @@ class Dispatcher:
         """Logged operations settled since this engine was opened, those that a backend's mark reported included."""
         with self._cond:
             return self._settled_count
+
+    def unlogged_count(self) -> int:
+        """Operations of lanes that log nothing which are left: they end with the engine."""
+        with self._cond:
+            return sum(len(shard.queue) for shard in self._shards if not shard.lane.logged)
 
     def lane_stats(self) -> dict[str, LaneStats]:
         """Every lane's figures."""

@@ -106,8 +106,8 @@ class LmdbState:
 
     @classmethod
     def open_for_engine(cls, path: str, store_uuid: bytes, quarantine: str) -> Self:
-        """Open for writing, the store's lock being held. Raises as `open`."""
-        return cls.open(path, store_uuid, quarantine=quarantine)
+        """Open for writing, the store's lock being held; without a quarantine if it is empty. Raises as `open`."""
+        return cls.open(path, store_uuid, quarantine=quarantine or None)
 
     @classmethod
     def _open_beside(cls, path: str, store_uuid: bytes) -> Self:
@@ -123,7 +123,7 @@ class LmdbState:
     @classmethod
     def _open_reading(cls, path: str, store_uuid: bytes, *, shared: bool) -> Self:
         with statefile.os_errors(path, "read"):
-            if statefile.is_empty(path):
+            if statefile.is_empty(path) or statefile.is_unfinished(path):
                 return cls(None, path, store_uuid, mode="readonly")
         try:
             file = StateFile.open(path, readonly=True, shared=shared)
@@ -135,6 +135,8 @@ class LmdbState:
     def _open_writing(cls, path: str, store_uuid: bytes, quarantine: str | None, map_bytes: int) -> Self:
         with statefile.os_errors(path, "made"):
             statefile.make_directory(path)
+            if statefile.is_unfinished(path):
+                statefile.set_aside_unfinished(path)
         try:
             return cls._open_sound(path, store_uuid, quarantine, map_bytes, ())
         except DamagedFileError as error:

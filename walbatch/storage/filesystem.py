@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 import weakref
 from collections.abc import Sequence
 from typing import Final
@@ -132,12 +133,19 @@ class RealFileSystem:
         return sorted(os.listdir(path))
 
     def is_directory(self, path: str) -> bool:
-        """stat(2), following links."""
-        return os.path.isdir(path)
+        """stat(2), following links. What cannot be looked at is not called missing: that would be made anew."""
+        try:
+            return stat.S_ISDIR(os.stat(path).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def exists(self, path: str) -> bool:
-        """lstat(2)."""
-        return os.path.lexists(path)
+        """lstat(2). What cannot be looked at is not called missing."""
+        try:
+            os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
     def create(self, path: str) -> RealFile:
         """open(2) with O_CREAT | O_EXCL, mode 0600."""

@@ -156,7 +156,7 @@ class Log:
         _remove_temporary_files(fs, layout)
         for torn in plan.torn:
             _quarantine(fs, layout, torn)
-        watermark = facts.checkpoint.watermark if facts.checkpoint else 0
+        watermark = facts.checkpoint.watermark if facts.checkpoint else _trimmed_lsn(facts)
         prev = plan.prev
         header = SegmentHeader(
             store=facts.store, salt=int.from_bytes(entropy.random_bytes(8), "little"), epoch=plan.epoch,
@@ -466,6 +466,15 @@ def _kind_counts(kinds: Sequence[str], kind_indexes: Sequence[int]) -> dict[str,
         return {kinds[0]: len(kind_indexes)}
     indexes = list(kind_indexes)
     return {kind: indexes.count(index) for index, kind in enumerate(kinds)}
+
+
+def _trimmed_lsn(facts: StoreFacts) -> int:
+    """Without a checkpoint: what was trimmed, hence settled. The log itself has to go on telling it.
+
+    The next checkpoint will begin below what is missing, and would make it look lost.
+    """
+    first = facts.segments[0].header if facts.segments else None
+    return first.prev_last_lsn if first is not None else 0
 
 
 def _remove_temporary_files(fs: FileSystem, layout: Layout) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import stat
 import struct
@@ -61,9 +62,18 @@ ADOPTIONS_MAX: Final = 3
 
 DATA_NAME: Final = "data.mdb"
 LOCK_NAME: Final = "lock.mdb"
+UNFINISHED_NAME: Final = "data.unfinished"
 
 _BLOCK_BYTES: Final = 512
 """Unit of st_blocks."""
+
+UNFINISHED_BYTES_MAX: Final = 2 * mmap.PAGESIZE
+"""What LMDB writes when it makes the file: its two meta pages."""
+
+_META_BYTES: Final = 256
+"""The beginning of a meta page, in which the roots of its two trees stand."""
+_META_ROOTS: Final = 2
+_NO_ROOT: Final = b"\xff" * 8
 
 _OPENED_KEY: Final = b"opened"
 _COUNTER: Final = struct.Struct("<Q")
@@ -275,6 +285,31 @@ def is_empty(path: str) -> bool:
         return stat.S_ISDIR(os.lstat(path).st_mode) and data_bytes(path) == 0
     except FileNotFoundError:
         return True
+
+
+def is_unfinished(path: str) -> bool:
+    """Whether the making of the file was cut off, so that it never held anything. Raises OSError.
+
+    LMDB writes both meta pages first, without a sync, and a full disk or a power cut may leave one of them or none. Once
+    something was saved, the first one has roots: a file that was cut off later is not taken for this.
+    """
+    name = os.path.join(path, DATA_NAME)
+    try:
+        found_there = os.lstat(name)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    if not stat.S_ISREG(found_there.st_mode) or not 0 < found_there.st_size <= UNFINISHED_BYTES_MAX:
+        return False
+    with open(name, "rb") as file:
+        found = file.read(UNFINISHED_BYTES_MAX)
+    pages = found[: mmap.PAGESIZE], found[mmap.PAGESIZE :]
+    rootless = all(not any(page) or page[:_META_BYTES].count(_NO_ROOT) == _META_ROOTS for page in pages)
+    return rootless and not all(map(any, pages))
+
+
+def set_aside_unfinished(path: str) -> None:
+    """Give such a file another name, so that it is made again. Needs no sync: it would be found again. Raises OSError."""
+    os.replace(os.path.join(path, DATA_NAME), os.path.join(path, UNFINISHED_NAME))
 
 
 def data_bytes(path: str) -> int:

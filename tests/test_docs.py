@@ -1,8 +1,11 @@
 """The documents and the code say the same: recovery's tables, the format's offsets, the limits, links and names."""
 
 import ast
+import os
 import re
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import Any, Final
 
 import pytest
 
+from tests.testing.installed import PLUGIN_OPTIONS
 from walbatch import limits
 from walbatch.core import frame, mark, recovery
 from walbatch.core.frame import (
@@ -361,6 +365,120 @@ def test_the_example_is_the_golden_segment() -> None:
     for at in range(0, len(data), 16):
         assert data[at : at + 16] == shown.pop(at, bytes(16)), hex(at)
     assert not shown
+
+
+# --- guarantees.md ------------------------------------------------------------------------------------------------
+
+GUARANTEES: Final = [f"G{number}" for number in range(1, 11)]
+
+
+def defined(path: Path) -> set[str]:
+    """The tests of a module: functions, and methods as `Class::method`, inherited ones of our contracts included."""
+    found: set[str] = set()
+    contracts = methods(ROOT / "walbatch" / "testing" / "contracts.py")
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.ClassDef):
+            bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+            own = {child.name for child in node.body if isinstance(child, ast.FunctionDef)}
+            inherited = contracts if bases & {"BackendContract", "TransactionalBackendContract"} else set()
+            found |= {f"{node.name}::{name}" for name in own | inherited}
+    return found
+
+
+def methods(path: Path) -> set[str]:
+    return {
+        child.name
+        for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)
+        for child in node.body if isinstance(child, ast.FunctionDef)
+    }  # fmt: skip
+
+
+def sections(name: str) -> dict[str, str]:
+    """The sections of a document, by the first word of their headings."""
+    parts = re.split(r"^## (\S+)[^\n]*\n", read(name), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: str(path.relative_to(DOCS)))
+def test_every_test_that_a_document_names_exists(path: Path) -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)((?:::\w+)*)`", path.read_text(encoding="utf-8"))
+    missing = [
+        f"{file}{test}" for file, test in named
+        if not (ROOT / file).is_file() or (test and test.removeprefix("::") not in defined(ROOT / file))
+    ]  # fmt: skip
+    assert missing == []
+
+
+def test_a_test_that_does_not_exist_would_be_noticed() -> None:
+    here = defined(Path(__file__))
+    assert "test_a_test_that_does_not_exist_would_be_noticed" in here
+    assert "test_that_does_not_exist" not in here
+    assert "TestLmdb::test_closing_twice_is_the_same_as_once" in defined(
+        ROOT / "tests/backends/test_contracts.py"
+    )
+
+
+@pytest.mark.parametrize("guarantee", GUARANTEES)
+def test_a_guarantee_has_a_statement_what_it_rests_on_its_tests_and_its_limits(guarantee: str) -> None:
+    section = sections("guarantees.md")[guarantee]
+    statement, _, rest = section.partition("Rests on: ")
+    assert all(line.startswith(">") for line in statement.strip().splitlines())
+    assumptions, _, rest = rest.partition("Shown by:")
+    tests, _, limits_ = rest.partition("Not promised")
+    assert assumptions.strip()
+    assert len(re.findall(r"^- `tests/[\w/]+\.py::[\w:]+`$", tests, flags=re.MULTILINE)) >= 5
+    assert re.findall(r"^- ", limits_, flags=re.MULTILINE)
+
+
+def test_the_guarantees_are_those_of_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| (G\d+) \|", readme, flags=re.MULTILINE) == GUARANTEES
+    assert [name for name in sections("guarantees.md") if re.fullmatch(r"G\d+", name)] == GUARANTEES
+
+
+# --- crash-testing.md ---------------------------------------------------------------------------------------------
+
+
+def run_example(folder: Path, *options: str, without: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the example of crash-testing.md as it stands, or without one of its lines."""
+    blocks = re.findall(
+        r"^```python\n# (\w+\.py)\n(.*?)^```", read("crash-testing.md"), re.DOTALL | re.MULTILINE
+    )
+    assert [name for name, _ in blocks] == ["notebook.py", "test_notebook.py", "test_archive.py"]
+    for name, text in blocks:
+        left = [line for line in text.splitlines() if not without or line.strip() != without]
+        (folder / name).write_text("\n".join(left) + "\n", encoding="utf-8")
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", *PLUGIN_OPTIONS, *options],
+        cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+
+
+def test_the_example_of_a_crash_test_runs_as_it_stands(tmp_path: Path) -> None:
+    done = run_example(tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "skipped" not in done.stdout
+
+
+@pytest.mark.parametrize("line", ["file.datasync()", "self.fs.sync_directory(ROOT)"])
+def test_the_example_finds_what_the_document_says_it_finds(tmp_path: Path, line: str) -> None:
+    done = run_example(tmp_path, "test_notebook.py", without=line)
+    assert done.returncode == 1, done.stdout
+    assert "after a crash before" in done.stdout
+    (replay,) = set(re.findall(r"--walbatch-replay '([^']+)'", done.stdout))
+    assert (
+        "1 failed"
+        in run_example(tmp_path, "test_notebook.py", "--walbatch-replay", replay, without=line).stdout
+    )
+
+
+def test_the_options_in_the_document_are_those_of_the_plugin() -> None:
+    source = (ROOT / "_walbatch_pytest.py").read_text(encoding="utf-8")
+    assert set(re.findall(r"--walbatch-[\w-]+", read("crash-testing.md"))) == set(
+        re.findall(r'"(--walbatch-[\w-]+)"', source)
+    )
 
 
 # --- all documents -----------------------------------------------------------------------------------------------

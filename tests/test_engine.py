@@ -162,7 +162,9 @@ def test_settings_report_every_problem_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "lanes", [{}, {"put": Recorder()}, {"": wb.Lane()}, {"x" * 65: wb.Lane()}, [], {1: wb.Lane()}], ids=repr
+    "lanes",
+    [{}, {"put": Recorder()}, {"": wb.Lane()}, {"x" * 65: wb.Lane()}, [], {1: wb.Lane()}],
+    ids=["none", "a backend", "no name", "a long name", "a list", "a number"],
 )
 def test_wrong_lanes_are_refused_before_anything_is_made(tmp_path: Path, lanes: Any) -> None:
     with pytest.raises(wb.ConfigError):

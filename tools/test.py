@@ -2,10 +2,10 @@
 
 Needs Python 3.11 or newer and nothing else. It makes `.venv` at the top of the checkout (and makes it anew when
 pyproject.toml, the interpreter or the place of the checkout changed), installs the package editable with its
-development tools, and runs ruff, mypy, pytest and the coverage gate, stopping at the first that fails.
+development tools, and runs ruff, mypy, pytest with the coverage gate, and the quick profile of tools/torture.py, stopping at
+the first that fails.
 
-Arguments go to pytest: `python3 tools/test.py tests/core -k frame`. A run of some tests proves nothing about
-coverage, so the gate is left out then.
+Arguments go to pytest: `python3 tools/test.py tests/core -k frame`. Then only pytest runs, after ruff and mypy.
 """
 
 import argparse
@@ -34,24 +34,29 @@ def main() -> None:
     step("ruff check", ["-m", "ruff", "check", "."], environment)
     step("ruff format", ["-m", "ruff", "format", "--check", "."], environment)
     step("mypy", ["-m", "mypy"], environment)
-    step("pytest", ["-m", "coverage", "run", "-m", "pytest", *pytest_args], environment)
     if pytest_args:
-        print("== coverage gate: left out, only some tests may have run", flush=True)
+        step("pytest", ["-m", "pytest", *pytest_args], environment)
+        print("== coverage gate and torture: left out, only some tests may have run", flush=True)
     else:
+        # The core is pure: its own tests reach every branch, and tracing would slow all others down.
+        step("pytest tests/core", ["-m", "coverage", "run", "-m", "pytest", "tests/core"], environment)
         gate = ["--include=walbatch/core/*", f"--fail-under={CORE_COVERAGE_MIN}"]
         step(
             f"coverage of walbatch/core >= {CORE_COVERAGE_MIN} %",
             ["-m", "coverage", "report", *gate],
             environment,
         )
+        parallel = ["-n", "auto", "--dist", "worksteal"]
+        step("pytest, the rest", ["-m", "pytest", *parallel, "tests", "--ignore=tests/core"], environment)
+        step("torture, quick", ["tools/torture.py", "--profile", "quick"], environment)
     print(f"== all checks passed in {time.monotonic() - started:.1f} s", flush=True)
 
 
 def parse_arguments() -> list[str]:
     """Return what is meant for pytest, which is all but --help."""
     parser = argparse.ArgumentParser(
-        description="Run every check of the project: ruff, mypy, pytest, coverage of walbatch/core.",
-        epilog="All other arguments go to pytest; the coverage gate is left out then.",
+        description="Run every check of the project: ruff, mypy, pytest, coverage of walbatch/core, torture.",
+        epilog="All other arguments go to pytest; coverage and torture are left out then.",
         usage="python3 tools/test.py [-h] [PYTEST ARGUMENT ...]",
         allow_abbrev=False,
     )

@@ -14,19 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import walbatch as wb
-from walbatch.engine import Engine, Environment
+from walbatch.testing.shipped import open_engine
 from walbatch.testing.simulation.disk import PIECE_BYTES
 from walbatch.testing.simulation.machine import Process
 from walbatch.testing.simulation.workload import STORE
 from walbatch.types import Batch, CutReason
 
-
-def open_engine(process: Process, lanes: Mapping[str, wb.Lane], settings: wb.Settings) -> Engine:
-    """The shipped engine on simulated ports."""
-    environment = Environment(
-        fs=process.fs, clock=process.clock, threads=process.threads, entropy=process.entropy, open_state=process.open_state
-    )  # fmt: skip
-    return Engine.open(STORE, lanes, settings=settings, environment=environment)
+__all__ = ["Mistake", "ToyEngine", "open_engine"]
 
 
 class Mistake(enum.StrEnum):

@@ -141,6 +141,53 @@ def test_a_save_that_failed_may_have_been_kept_and_a_full_disk_keeps_nothing() -
     assert [opened(image).load_checkpoint()[0] for image in disk.images()] == [checkpoint(3), checkpoint(1)]
 
 
+def test_a_damaged_generation_is_found_until_a_save_replaces_it() -> None:
+    disk = StateDisk()
+    state = opened(disk)
+    for generation in (1, 2):
+        state.save_checkpoint(checkpoint(generation))
+    disk.garbled = frozenset({2})
+    again = opened(disk)
+    assert again.load_checkpoint() == (checkpoint(1), ["generation 2 of the checkpoint is damaged"])
+    disk.garbled = frozenset({1, 2})
+    assert opened(disk).load_checkpoint()[0] is None
+    assert len(opened(disk).load_checkpoint()[1]) == 2
+    again.save_checkpoint(checkpoint(2))
+    assert again.load_checkpoint() == (checkpoint(2), ["generation 1 of the checkpoint is damaged"])
+
+
+def test_states_that_differ_have_fingerprints_that_differ() -> None:
+    disk = StateDisk()
+    state = opened(disk)
+    seen = {disk.fingerprint()}
+    state.save_checkpoint(checkpoint(1))
+    seen.add(disk.fingerprint())
+    state.save_checkpoint(checkpoint(2))
+    seen.add(disk.fingerprint())
+    assert disk.clone().fingerprint() == disk.fingerprint()
+    disk.forget(1)
+    state.save_checkpoint(checkpoint(4))
+    seen.add(disk.fingerprint())
+    disk.garbled = frozenset({4})
+    seen.add(disk.fingerprint())
+    assert len(seen) == 5
+
+
+def test_loading_fails_as_it_is_told() -> None:
+    faults = [Fault(call="load checkpoint"), Fault(call="load lanes", error=errno.EROFS)]
+    state = opened(StateDisk(), *faults)
+    for load in (state.load_checkpoint, state.load_lanes):
+        with pytest.raises(StorageError):
+            load()
+        load()
+
+
+def test_a_transactional_backend_never_asks_again_for_what_its_mark_covers() -> None:
+    tried = backend(Manner.ANSWER_PART, TransactionalModelBackend)
+    tried.disk.marks[STORE, "put", 0] = Mark(epoch=1, watermark=1)
+    assert tried.apply(batch(1, 2)) == [Applied(), Retry(error="later")]
+
+
 def test_a_state_can_be_stale_or_tell_of_damage() -> None:
     disk = StateDisk()
     state = opened(disk)

@@ -118,8 +118,12 @@ class ModelBackend:
         if manner is Manner.PART:
             raise ConnectionError("the connection broke")
         if manner is Manner.ANSWER_PART:
-            return [Applied()] * count + [Retry(error="later")] * (len(batch) - count)
+            return self.answer(batch, count)
         return None
+
+    def answer(self, batch: Batch, count: int) -> Answer:
+        """The first `count` operations are applied, the rest is to come again."""
+        return [Applied()] * count + [Retry(error="later")] * (len(batch) - count)
 
     def take_in(self, batch: Batch, count: int) -> int:
         """Apply the first `count` operations; returns how many it did. A crash may fall between any two."""
@@ -158,3 +162,10 @@ class TransactionalModelBackend(ModelBackend):
         if batch.mark is not None:
             self.disk.marks[scope] = held.union(batch.mark)
         return count
+
+    def answer(self, batch: Batch, count: int) -> Answer:
+        """What its mark covers is applied: an earlier call may have done it whose answer was lost."""
+        if not batch.lsns:
+            return super().answer(batch, count)
+        held = self.disk.marks.get((batch.store, batch.lane, batch.shard), Mark())
+        return [Applied() if held.covers(lsn) else Retry(error="later") for lsn in batch.lsns]

@@ -9,8 +9,9 @@ several possible futures, independent of all others; so has the size.
 from __future__ import annotations
 
 import enum
+import functools
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Final
 
 PIECE_BYTES: Final = 512
@@ -21,6 +22,9 @@ PAGE_BYTES: Final = 4096
 
 VERSIONS_MAX: Final = 4
 """Older contents that are remembered of a piece which is written again and again between two syncs."""
+
+SIZES_MAX: Final = 8
+"""Sizes that are remembered of a file between two syncs: a long write passes through one at each page."""
 
 TORN_BYTES: Final = 64
 """Where a torn piece is cut in the exhaustive enumeration: behind a frame's header, the nastiest place. Samples vary it."""
@@ -131,7 +135,7 @@ class Inode:
 
     def _resize(self, size: int) -> None:
         self.size = size
-        self.sizes = (*self.sizes, size)[-VERSIONS_MAX:]
+        self.sizes = (*self.sizes, size)[-SIZES_MAX:]
 
     # --- syncing ---
 
@@ -210,6 +214,7 @@ class Inode:
         )  # fmt: skip
 
 
-def garbage_piece(seed: object) -> bytes:
+@functools.lru_cache(maxsize=4096)
+def garbage_piece(seed: Hashable) -> bytes:
     """A piece of noise, the same for the same seed. Never mistaken for anything that was written."""
     return random.Random(f"garbage {seed}").randbytes(PIECE_BYTES)

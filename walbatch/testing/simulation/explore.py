@@ -6,13 +6,16 @@ The idea needed to read it: one run of a workload passes through all of its cras
 is copied wherever it or the user's knowledge differs from the point before. Killing the process there would leave
 just this copy (`replay` does it so). Each copy is then crashed into its images, and each image is recovered by a second
 run of the engine, with a second crash at every point inside it where that is asked for. What recovers the same is
-recovered once, and judged with every history that led to it.
+recovered once, and judged with every history that led to it. "The same" is decided by a look, if there is one: a cheap
+reading of the image with the property that images which look alike are recovered alike. Now and then that property is put to
+the test: an image is recovered although it looks like one before.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -23,11 +26,13 @@ from walbatch.testing.simulation.filesystem import SimulatedFileSystem
 from walbatch.testing.simulation.history import Ended, Event
 from walbatch.testing.simulation.images import Cut
 from walbatch.testing.simulation.machine import Machine, Process
-from walbatch.testing.simulation.oracle import Oracle
 from walbatch.testing.simulation.scheduler import ProcessKilled
+from walbatch.testing.simulation.schedules import RandomSchedule, Schedule
 from walbatch.testing.simulation.workload import OpenEngine, Session, Workload, verify_by_use
 
 WrapFs = Callable[[SimulatedFileSystem], SimulatedFileSystem]
+ScheduleOf = Callable[[object], Schedule]
+Look = Callable[[Machine], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +49,11 @@ class Plan:
     """The bound of crashes inside recovery."""
     inner_samples: int = 4
     failures_max: int = 5
+    schedule: ScheduleOf = RandomSchedule
+    """Makes the schedule of each life from a seed."""
+    recheck: float = 1 / 64
+    """How often an image that looks like an earlier one is recovered all the same."""
+    states_max: int | None = None
     seconds: float | None = None
     """Real time after which the exploration stops where it is; what it reports is then not everything."""
 
@@ -61,14 +71,20 @@ class Failure:
 
 @dataclass(slots=True)
 class Report:
-    """What was explored. `states` counts crash images that were judged, `recoveries` the different ones among them."""
+    """What was explored.
+
+    `states` counts pairs of a history and a crash image that differ; each was read by the look, or recovered. `recoveries` counts
+    lives of the whole engine on an image.
+    """
 
     workload: str
     points: int = 0
     states: int = 0
     recoveries: int = 0
-    sampled: int = 0
-    """Crash points whose images were more than the bound."""
+    rechecks: int = 0
+    """Recoveries of images that looked like one before."""
+    calls: Counter[str] = field(default_factory=Counter)
+    """States by the call at which the process ended."""
     trace: str = ""
     seconds: float = 0.0
     complete: bool = True
@@ -89,7 +105,11 @@ class _Point:
     now_ns: int
     machine: Machine
     events: int
-    inside_write: bool
+    call: str
+
+    @property
+    def inside_write(self) -> bool:
+        return self.call == "write page"
 
 
 @dataclass(slots=True)
@@ -103,18 +123,25 @@ class _Life:
 
 
 class Explorer:
-    """Explores one workload. `wrap_fs` may put a faulty file system between the engine and the disk."""
+    """Explores one workload. `wrap_fs` may put a faulty file system between the engine and the disk.
+
+    `look(machine)` reads a crash image without changing it, and returns a value such that images of equal value are recovered
+    alike; None where it cannot say. Without it, only equal images are.
+    """
 
     def __init__(
-        self, open_engine: OpenEngine, workload: Workload, plan: Plan | None = None, *, wrap_fs: WrapFs | None = None
+        self, open_engine: OpenEngine, workload: Workload, plan: Plan | None = None, *, wrap_fs: WrapFs | None = None,
+        look: Look | None = None,
     ) -> None:  # fmt: skip
         self.plan = plan or Plan()
         self.workload = workload
         self.report = Report(workload.name)
         self._open_engine = open_engine
         self._wrap_fs = wrap_fs
+        self._look = look
         self._lives: dict[object, _Life] = {}
         self._judged: set[object] = set()
+        self._chance = random.Random(f"recheck {self.plan.seed}")
         self._deadline = 0.0
         self.calls: Counter[str] = Counter()
         """Calls that the workload made of the file system and the state, by kind, once it has run."""
@@ -131,11 +158,16 @@ class Explorer:
     def _run(self) -> None:
         history: list[Event] = []
         life, trace = self._live(
-            self._machine(), history, "0", self.workload.run, faults=self.workload.faults, watch=True
+            self._machine(),
+            history,
+            "0",
+            self.workload.run,
+            faults=self.workload.faults,
+            watch=bool(self.plan.cuts),
         )
         self.report.trace = trace
         self.report.points = len(life.points)
-        where = f"workload={self.workload.name} seed={self.plan.seed}" + " strict=1" * self.plan.strict
+        where = f"workload={word(self.workload.name)} seed={self.plan.seed}" + " strict=1" * self.plan.strict
         if life.error:
             self._fail(life.error, where)
         self._judge(history, where)
@@ -156,32 +188,50 @@ class Explorer:
                     cut, bound=bound, samples=samples, seed=plan.seed, strict=plan.strict
                 )
                 for label, machine in images:
-                    if time.perf_counter() > self._deadline or len(self.report.failures) >= plan.failures_max:
+                    if self._is_over():
                         self.report.complete = False
                         return
+                    self.report.calls[point.call] += 1
                     here = f"{where} crash={point.step} image={label}"
                     self._recover(machine, before, (*past, point.events, cut), here, depth=depth)
+
+    def _is_over(self) -> bool:
+        plan, report = self.plan, self.report
+        return (
+            time.perf_counter() > self._deadline
+            or len(report.failures) >= plan.failures_max
+            or (plan.states_max is not None and report.states >= plan.states_max)
+        )
 
     def _recover(
         self, machine: Machine, before: list[Event], past: tuple[object, ...], where: str, *, depth: int
     ) -> None:
         self.report.states += 1
-        key = machine.fingerprint()
+        # What a kill leaves reads like what a power cut leaves, but may be lost yet by a later cut: where one can come, only equal
+        # images are the same.
+        comparable = past[-1] is Cut.POWER or depth == self.plan.depth
+        seen = self._look(machine) if self._look is not None and comparable else None
+        # Hashes stand for what they are made of: 2^64 of them, and millions of states.
+        key = hash(machine.fingerprint() if seen is None else seen)
         past = (*past, key)
-        if past in self._judged:
+        judged = hash(past)
+        again = judged in self._judged
+        if again and (seen is None or self._chance.random() >= self.plan.recheck):
             return
-        self._judged.add(past)
-        life = self._lives.get((key, depth))
+        self._judged.add(judged)
+        life = None if again else self._lives.get((key, depth))
         if life is None:
             self.report.recoveries += 1
-            events: list[Event] = []
-            life, _ = self._live(machine, events, str(depth), verify_by_use, watch=depth < self.plan.depth)
-            self._lives[key, depth] = life
+            self.report.rechecks += again
+            life, _ = self._live(
+                machine.clone(), [], str(depth), verify_by_use, watch=depth < self.plan.depth and not again
+            )
+            self._lives.setdefault((key, depth), life)
         history = [*before, *life.events]
         if life.error:
             self._fail(life.error, where)
         self._judge(history, where)
-        if depth < self.plan.depth:
+        if depth < self.plan.depth and not again:
             self._crash_at(life.points, history, past, where, depth=depth + 1, base=len(before))
 
     def _live(
@@ -196,7 +246,7 @@ class Explorer:
             now = (machine.version(), len(history), call == "write page")
             if now != seen[0]:
                 seen[0] = now
-                life.points.append(_point(process, call == "write page"))
+                life.points.append(_point(process, call))
 
         manners = self.workload.manners if name == "0" else None
         fault_plan = FaultPlan(tuple(faults))
@@ -205,6 +255,7 @@ class Explorer:
         process = Process(
             machine, history, seed=self.plan.seed, life=name, crash_at=crash_at, faults=fault_plan,
             manners=manners, on_step=look if watch else None, wrap_fs=self._wrap_fs,
+            schedule=self.plan.schedule((self.plan.seed, name)),
         )  # fmt: skip
         session = Session(process, self._open_engine, self.workload, name)
         try:
@@ -215,11 +266,11 @@ class Explorer:
             life.error = f"{type(error).__name__}: {error}"
         life.ended_ns = process.clock.now_ns
         if watch:
-            end = _point(process, inside_write=False)
+            end = _point(process, "end")
             life.points.append(
                 replace(end, step=end.step + 1)
             )  # a step that is never reached: all of it was done
-        return life, process.threads.trace
+        return life, process.threads.trace if name == "0" else ""
 
     def _machine(self) -> Machine:
         machine = Machine()
@@ -228,13 +279,7 @@ class Explorer:
         return machine
 
     def _judge(self, history: list[Event], where: str) -> None:
-        lanes = self.workload.lanes
-        oracle = Oracle(
-            exactly_once={name for name, lane in lanes.items() if lane.transactional},
-            unordered={name for name, lane in lanes.items() if lane.order == "none"},
-            shards={name: lane.shards for name, lane in lanes.items()},
-        )
-        for problem in oracle.judge(history):
+        for problem in self.workload.oracle().judge(history):
             self._fail(problem, where)
 
     def _fail(self, problem: str, where: str) -> None:
@@ -281,18 +326,19 @@ class Explorer:
                     raise ValueError(
                         f"crash {step} has no image {label!r}: the code or the plan is another one"
                     )
-                machine = found[label]
+                machine = found[label].clone()
             self._judge(history, line)
         return history, self.report.failures
 
 
-def _point(process: Process, inside_write: bool) -> _Point:  # noqa: FBT001
+def word(name: str) -> str:
+    """A name without blanks, as it stands in a line that replays."""
+    return name.replace(" ", "_")
+
+
+def _point(process: Process, call: str) -> _Point:
     return _Point(
-        process.threads.steps,
-        process.clock.now_ns,
-        process.machine.clone(),
-        len(process.history),
-        inside_write,
+        process.threads.steps, process.clock.now_ns, process.machine.clone(), len(process.history), call
     )
 
 

@@ -11,9 +11,59 @@ from walbatch.testing.simulation.images import Cut
 from walbatch.types import Checkpoint
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logged:
+    """One operation in the log, as a look from outside finds it."""
+
+    lsn: int
+    lane: str
+    key: bytes
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predicted:
+    """A look at the store, right before it is opened: what opening it will do. Nothing may be written by looking."""
+
+    refusal: str = ""
+    """The class of the error that opening will raise."""
+    cases: tuple[str, ...] = ()
+    next_lsn: int = 1
+    torn_bytes: int = 0
+    torn_count: int = 0
+    quarantine_bytes: int = 0
+    logged: tuple[Logged, ...] | None = None
+    """The operations that recovery keeps, settled ones included; None: nobody counted."""
+    wrote: bool = False
+    """The look changed something."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """The engine was opened: what it recovered is exposed."""
+    """The engine was opened: what it recovered is exposed. None: nobody looked."""
+
+    cases: tuple[str, ...] | None = None
+    next_lsn: int | None = None
+    quarantine_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """Opening raised an error of this class, which says what is wrong with the store.
+
+    It speaks for the LSNs from `first_lsn` to `last_lsn`; None: for all that it does not exclude.
+    """
+
+    error: str
+    first_lsn: int | None = None
+    last_lsn: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damaged:
+    """The bytes of an operation on the disk were changed from outside."""
+
+    payload: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +75,8 @@ class Submitted:
     payload: bytes
     grace_ns: int | None
     """How long after its acknowledgement a power cut may still lose it; None: for ever."""
+    syncs: int | None = None
+    """Syncs of files that had succeeded in this incarnation, before the first that failed; None: nobody counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +86,8 @@ class Acknowledged:
     payload: bytes
     lsn: int | None
     at_ns: int
+    syncs: int | None = None
+    """As in `Submitted`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +99,14 @@ class AppliedTo:
     lsn: int | None
     key: bytes
     payload: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lied:
+    """A backend said that it had applied an operation, and had not: no engine can save it."""
+
+    payload: bytes
+    lsn: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +131,16 @@ class Resolved:
     done: bool
     applied: bool
     """Whether its result says that the backend applied it."""
+    times: int | None = None
+    """How often its ticket told its listener; None: nobody listened."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Drained:
-    """The engine said that nothing is left to deliver."""
+    """The engine was closed and said that nothing is left to deliver."""
+
+    segments: int | None = None
+    """Segments that were left then; None: nobody counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,4 +151,7 @@ class Ended:
     at_ns: int
 
 
-Event = Opened | Submitted | Acknowledged | AppliedTo | Checkpointed | SyncFailed | Resolved | Drained | Ended
+Event = (
+    Predicted | Opened | Refused | Damaged | Submitted | Acknowledged | AppliedTo | Lied | Checkpointed | SyncFailed | Resolved
+    | Drained | Ended
+)  # fmt: skip

@@ -4,26 +4,29 @@ What is not here: when a crash comes (`explore`), and the machine around the dis
 
 The idea needed to read it: a choice is made for each directory (which pending names it keeps), then for each file that can
 still be reached (its size, the content of each unsure piece, what fills a gap). If all combinations together are at most
-`bound`, all of them are produced; else the extremes come first, then `samples` drawn with the seed.
+`bound`, all of them are produced; else the extremes come first, then `samples` drawn with the seed. No image comes twice
+for the same crash. Images share what the crash did not touch: clone one before a process works on it.
 """
 
 from __future__ import annotations
 
 import enum
-import functools
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 from walbatch.testing.simulation.directory import Directory, NameOp, change_names
-from walbatch.testing.simulation.disk import PIECE_BYTES, TORN_BYTES, ZEROS, Inode, Outcome, garbage_piece
+from walbatch.testing.simulation.disk import PIECE_BYTES, ZEROS, Inode, Outcome, garbage_piece
 from walbatch.testing.simulation.filesystem import SimulatedFileSystem
 
 BOUND = 64
 """Images of one crash that are tried one by one. Beyond it there are extremes and samples."""
 SAMPLES = 24
+
+TORN_CHANCE = 0.3
+"""How often a sampled piece that is not the newest is a torn one, cut anywhere."""
 
 SUBSET_OPS_MAX = 6
 """Pending names of a directory of which all subsets are tried in strict mode; beyond it prefixes and single losses."""
@@ -47,7 +50,7 @@ class Image:
 
 
 _Names = dict[Directory, dict[str, Inode | Directory]]
-_Choice = tuple[int, Sequence[tuple[int, bytes]], Sequence[bytes]]
+_Choice = tuple[int, tuple[tuple[int, bytes], ...], Sequence[bytes]]
 """Size, contents of the unsure pieces, what fills the gap."""
 
 
@@ -63,9 +66,15 @@ def crash_images(
         yield Image(label="kill/0", fs=fs.clone(), exhaustive=True)
         return
     trees = list(itertools.islice(_trees(fs, strict=strict), bound))
-    total = sum(math.prod(_count(fs, inode) for inode in _reachable(names, fs.root)) for names in trees)
+    futures = _Futures(fs)
+    reachable = [_reachable(names, fs.root) for names in trees]
+    total = sum(math.prod(futures.count(inode) for inode in inodes) for inodes in reachable)
     exhaustive = total <= bound and len(trees) < bound
-    made = _all(fs, trees) if exhaustive else _some(fs, trees, random.Random(f"images {seed}"), samples)
+    made = (
+        _all(futures, trees, reachable)
+        if exhaustive
+        else _some(futures, trees, reachable, random.Random(f"images {seed}"), samples)
+    )
     for number, other in enumerate(made):
         yield Image(label=f"power/{number}", fs=other, exhaustive=exhaustive)
 
@@ -128,11 +137,15 @@ def _reachable(names: _Names, directory: Directory) -> list[Inode]:
     return list(found)
 
 
-def _built(fs: SimulatedFileSystem, names: _Names, inodes: dict[Inode, Inode]) -> SimulatedFileSystem:
+def _built(fs: SimulatedFileSystem, names: _Names, choice: _Contents) -> SimulatedFileSystem:
+    made = {inode: inode.left(*chosen) for inode, chosen in choice.items()}
+
     def build(directory: Directory) -> Directory:
         twin = Directory()
-        for name, node in names[directory].items():
-            twin.view[name] = inodes[node] if isinstance(node, Inode) else build(node)
+        twin.view = {
+            name: made.get(node, node) if isinstance(node, Inode) else build(node)
+            for name, node in names[directory].items()
+        }
         twin.durable = twin.view.copy()
         return twin
 
@@ -141,110 +154,154 @@ def _built(fs: SimulatedFileSystem, names: _Names, inodes: dict[Inode, Inode]) -
 
 # --- contents ---
 
-
-def _gaps(fs: SimulatedFileSystem, inode: Inode, size: int) -> list[Sequence[bytes]]:
-    """What may fill the room behind the durable end: zeros, garbage, blocks of deleted files."""
-    gap = inode.gap_pieces(size)
-    if not gap:
-        return [()]
-    return [(), (garbage_piece(("gap", inode.number)),), *([tuple(fs.graveyard)] if fs.graveyard else [])]
+_Contents = dict[Inode, _Choice]
+"""What becomes of each dirty file."""
 
 
-def _futures(
-    inode: Inode, index: int, gap: Sequence[bytes], torn_bytes: int = TORN_BYTES
-) -> list[tuple[Outcome, bytes]]:
-    before = gap[index % len(gap)] if gap and index in inode.gap_pieces((index + 1) * PIECE_BYTES) else ZEROS
-    return inode.futures(index, before, garbage_piece((inode.number, index)), torn_bytes)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Variant:
+    """One size and gap of a file, and what each of its unsure pieces may be then."""
+
+    size: int
+    gap: Sequence[bytes]
+    indexes: tuple[int, ...]
+    contents: tuple[tuple[bytes, ...], ...]
+    """For each index: the newest content first, the old one second where it differs."""
 
 
-def _count(fs: SimulatedFileSystem, inode: Inode) -> int:
-    """How many contents the file may have."""
-    if not inode.is_dirty:
-        return 1
-    return sum(
-        math.prod(
-            len(_futures(inode, index, gap)) for index in inode.unsure_pieces() if index * PIECE_BYTES < size
+@dataclass(slots=True)
+class _Futures:
+    """The variants of each dirty file, worked out once for a crash."""
+
+    fs: SimulatedFileSystem
+    _variants: dict[Inode, list[_Variant]] = field(default_factory=dict)
+
+    def of(self, inode: Inode) -> list[_Variant]:
+        """All variants of a dirty file, the newest size first."""
+        found = self._variants.get(inode)
+        if found is None:
+            found = self._variants[inode] = [
+                self._variant(inode, size, gap)
+                for size in inode.possible_sizes()
+                for gap in self._gaps(inode, size)
+            ]
+        return found
+
+    def count(self, inode: Inode) -> int:
+        """How many contents the file may have, at most."""
+        if not inode.is_dirty:
+            return 1
+        return sum(math.prod(map(len, variant.contents)) for variant in self.of(inode))
+
+    def all(self, inode: Inode) -> Iterator[_Choice]:
+        """Every content that the file may have, once."""
+        seen: set[object] = set()
+        for variant in self.of(inode):
+            filled = variant.gap if set(inode.gap_pieces(variant.size)) - set(variant.indexes) else ()
+            for contents in itertools.product(*variant.contents):
+                key = (variant.size, contents, filled)
+                if key not in seen:
+                    seen.add(key)
+                    yield variant.size, tuple(zip(variant.indexes, contents, strict=True)), variant.gap
+
+    def extreme(self, inode: Inode, outcome: Outcome, lost: int | None = None) -> _Choice:
+        """All pieces new (but for the one that is lost), or all old; the newest size, and zeros in the gap."""
+        variant = self.of(inode)[0]
+        pieces = [
+            (
+                index,
+                contents[0]
+                if outcome is Outcome.NEW and index != lost
+                else contents[min(1, len(contents) - 1)],
+            )
+            for index, contents in zip(variant.indexes, variant.contents, strict=True)
+        ]
+        return variant.size, tuple(pieces), variant.gap
+
+    def by_chance(self, inode: Inode, chance: random.Random) -> _Choice:
+        """A size, a gap, and for each piece an outcome; some draws keep nearly everything, some nearly nothing."""
+        variants = self.of(inode)
+        variant = variants[int(chance.random() * len(variants))]
+        fresh = chance.choice((0.1, 0.5, 0.9))
+        torn_bytes = chance.randrange(1, PIECE_BYTES)
+        pieces = []
+        for index, contents in zip(variant.indexes, variant.contents, strict=True):
+            if chance.random() < fresh:
+                content = contents[0]
+            else:
+                content = contents[int(chance.random() * len(contents))]
+                if len(contents) > 1 and chance.random() < TORN_CHANCE:
+                    content = contents[0][:torn_bytes] + contents[1][torn_bytes:]
+            pieces.append((index, content))
+        return variant.size, tuple(pieces), variant.gap
+
+    def _gaps(self, inode: Inode, size: int) -> list[Sequence[bytes]]:
+        """What may fill the room behind the durable end: zeros, garbage, blocks of deleted files."""
+        if not inode.gap_pieces(size):
+            return [()]
+        stale = [tuple(self.fs.graveyard)] if self.fs.graveyard else []
+        return [(), (garbage_piece(("gap", inode.number)),), *stale]
+
+    @staticmethod
+    def _variant(inode: Inode, size: int, gap: Sequence[bytes]) -> _Variant:
+        indexes = tuple(index for index in inode.unsure_pieces() if index * PIECE_BYTES < size)
+        in_gap = inode.gap_pieces(size) if gap else range(0)
+        contents = tuple(
+            tuple(
+                content
+                for _, content in inode.futures(
+                    index,
+                    gap[index % len(gap)] if index in in_gap else ZEROS,
+                    garbage_piece((inode.number, index)),
+                )
+            )
+            for index in indexes
         )
-        for size in inode.possible_sizes()
-        for gap in _gaps(fs, inode, size)
-    )
+        return _Variant(size=size, gap=gap, indexes=indexes, contents=contents)
 
 
-def _contents(fs: SimulatedFileSystem, inode: Inode) -> Iterator[_Choice]:
-    """Every content that the file may have."""
-    for size in inode.possible_sizes():
-        for gap in _gaps(fs, inode, size):
-            indexes = [index for index in inode.unsure_pieces() if index * PIECE_BYTES < size]
-            futures = [[content for _, content in _futures(inode, index, gap)] for index in indexes]
-            for contents in itertools.product(*futures):
-                yield size, list(zip(indexes, contents, strict=True)), gap
-
-
-def _all(fs: SimulatedFileSystem, trees: Sequence[_Names]) -> Iterator[SimulatedFileSystem]:
-    for names in trees:
-        inodes = _reachable(names, fs.root)
+def _all(
+    futures: _Futures, trees: Sequence[_Names], reachable: Sequence[Sequence[Inode]]
+) -> Iterator[SimulatedFileSystem]:
+    for names, inodes in zip(trees, reachable, strict=True):
         dirty = [inode for inode in inodes if inode.is_dirty]
-        for choice in itertools.product(*(_contents(fs, inode) for inode in dirty)):
-            chosen = dict(zip(dirty, choice, strict=True))
-            yield _built(fs, names, {inode: _left(inode, chosen.get(inode)) for inode in inodes})
-
-
-def _left(inode: Inode, choice: _Choice | None) -> Inode:
-    return inode.clone() if choice is None else inode.left(*choice)
+        for choice in itertools.product(*map(futures.all, dirty)):
+            yield _built(futures.fs, names, dict(zip(dirty, choice, strict=True)))
 
 
 # --- samples ---
 
 
 def _some(
-    fs: SimulatedFileSystem, trees: Sequence[_Names], chance: random.Random, samples: int
-) -> Iterator[SimulatedFileSystem]:
+    futures: _Futures, trees: Sequence[_Names], reachable: Sequence[Sequence[Inode]], chance: random.Random, samples: int
+) -> Iterator[SimulatedFileSystem]:  # fmt: skip
+    """Those of `_draws`, each once."""
+    seen: set[object] = set()
+    for number, choice in _draws(futures, reachable, chance, samples):
+        key = number, tuple((inode.number, chosen) for inode, chosen in choice.items())
+        if key not in seen:
+            seen.add(key)
+            yield _built(futures.fs, trees[number], choice)
+
+
+def _draws(
+    futures: _Futures, reachable: Sequence[Sequence[Inode]], chance: random.Random, samples: int
+) -> Iterator[tuple[int, _Contents]]:
     """All kept; with all names nothing of the contents; each single piece lost; nothing kept; then by chance."""
-    full, nothing = trees[0], trees[-1]
-    yield _made(fs, full, lambda inode: _extreme(inode, Outcome.NEW))
-    yield _made(fs, full, lambda inode: _extreme(inode, Outcome.OLD))
-    yield _made(fs, nothing, lambda inode: _extreme(inode, Outcome.NEW))
-    singles = [(inode, index) for inode in _reachable(full, fs.root) for index in inode.unsure_pieces()]
+    dirty = [[inode for inode in inodes if inode.is_dirty] for inodes in reachable]
+    last = len(dirty) - 1
+    yield 0, {inode: futures.extreme(inode, Outcome.NEW) for inode in dirty[0]}
+    yield 0, {inode: futures.extreme(inode, Outcome.OLD) for inode in dirty[0]}
+    yield last, {inode: futures.extreme(inode, Outcome.NEW) for inode in dirty[last]}
+    singles = [(inode, index) for inode in dirty[0] for index in inode.unsure_pieces()]
     for one, lost in chance.sample(singles, min(len(singles), samples // 2)):
-        yield _made(fs, full, functools.partial(_all_but_one, one, lost))
+        yield (
+            0,
+            {
+                inode: futures.extreme(inode, Outcome.NEW, lost if inode is one else None)
+                for inode in dirty[0]
+            },
+        )
     for _ in range(samples):
-        names = full if chance.random() < 0.5 else chance.choice(trees)  # noqa: PLR2004 - a coin
-        yield _made(fs, names, lambda inode: _by_chance(fs, inode, chance))
-
-
-def _made(fs: SimulatedFileSystem, names: _Names, choose: Callable[[Inode], _Choice]) -> SimulatedFileSystem:
-    return _built(
-        fs,
-        names,
-        {
-            inode: _left(inode, choose(inode) if inode.is_dirty else None)
-            for inode in _reachable(names, fs.root)
-        },
-    )
-
-
-def _extreme(inode: Inode, outcome: Outcome, lost: int | None = None) -> _Choice:
-    """All pieces new (but for the one that is lost), or all old."""
-    pieces = []
-    for index in inode.unsure_pieces():
-        futures = dict(reversed(_futures(inode, index, ())))
-        old = futures.get(Outcome.OLD, futures[Outcome.NEW])
-        pieces.append((index, futures[Outcome.NEW] if outcome is Outcome.NEW and index != lost else old))
-    return inode.possible_sizes()[0], pieces, ()
-
-
-def _all_but_one(one: Inode, lost: int, inode: Inode) -> _Choice:
-    return _extreme(inode, Outcome.NEW, lost if inode is one else None)
-
-
-def _by_chance(fs: SimulatedFileSystem, inode: Inode, chance: random.Random) -> _Choice:
-    """A size, a gap, and for each piece an outcome; some draws keep nearly everything, some nearly nothing."""
-    size = chance.choice(inode.possible_sizes())
-    gap = chance.choice(_gaps(fs, inode, size))
-    fresh = chance.choice((0.1, 0.5, 0.9))
-    pieces = []
-    for index in inode.unsure_pieces():
-        futures = _futures(inode, index, gap, chance.randrange(1, PIECE_BYTES))
-        keep = chance.random() < fresh
-        pieces.append((index, futures[0][1] if keep else chance.choice(futures)[1]))
-    return size, pieces, gap
+        number = 0 if chance.random() < 0.5 else chance.randrange(len(dirty))  # noqa: PLR2004 - a coin
+        yield number, {inode: futures.by_chance(inode, chance) for inode in dirty[number]}

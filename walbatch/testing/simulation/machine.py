@@ -25,6 +25,7 @@ from walbatch.testing.simulation.filesystem import SimulatedFileSystem
 from walbatch.testing.simulation.history import AppliedTo, Checkpointed, Event, SyncFailed
 from walbatch.testing.simulation.images import BOUND, SAMPLES, Cut, crash_images
 from walbatch.testing.simulation.scheduler import Scheduler
+from walbatch.testing.simulation.schedules import Schedule
 from walbatch.testing.simulation.state import SimulatedState, StateDisk
 from walbatch.types import Batch, Operation
 
@@ -69,19 +70,16 @@ class Machine:
     def images(
         self, cut: Cut, *, bound: int = BOUND, samples: int = SAMPLES, seed: int = 0, strict: bool = False
     ) -> Iterator[tuple[str, Machine]]:
-        """Every machine that a crash may leave, with its label. Backends lose nothing; states their unsynced commits."""
+        """Every machine that a crash may leave, with its label. Backends lose nothing; states their unsynced commits.
+
+        They share what the crash did not touch: clone one before a process works on it.
+        """
         paths = sorted(self.states)
-        kept = [list(self.states[path].images()) for path in paths]
+        kept = list(itertools.product(*(list(self.states[path].images()) for path in paths)))
         for image in crash_images(self.fs, cut, bound=bound, samples=samples, seed=seed, strict=strict):
-            choices = list(itertools.product(*kept))
-            for number, choice in enumerate(choices):
+            for number, choice in enumerate(kept):
                 label = image.label if number == 0 else f"{image.label}+state{number}"
-                fs = image.fs if len(choices) == 1 else image.fs.clone()
-                states = {path: state.clone() for path, state in zip(paths, choice, strict=True)}
-                yield (
-                    label,
-                    Machine(fs, states, {lane: disk.clone() for lane, disk in self.backends.items()}),
-                )
+                yield label, Machine(image.fs, dict(zip(paths, choice, strict=True)), self.backends)
 
 
 class Process:
@@ -94,14 +92,18 @@ class Process:
     def __init__(
         self, machine: Machine, history: list[Event], *, seed: int = 0, life: str = "0", crash_at: int | None = None,
         faults: FaultPlan | None = None, manners: Manners | None = None, on_step: OnStep | None = None,
-        wrap_fs: Callable[[SimulatedFileSystem], SimulatedFileSystem] | None = None,
+        wrap_fs: Callable[[SimulatedFileSystem], SimulatedFileSystem] | None = None, schedule: Schedule | None = None,
     ) -> None:  # fmt: skip
         self.machine = machine
         self.history = history
         self.clock = ManualClock()
         self._on_step = on_step
         self.threads = Scheduler(
-            (seed, life), clock=self.clock, crash_at=crash_at, on_step=self._step if on_step else None
+            (seed, life),
+            clock=self.clock,
+            schedule=schedule,
+            crash_at=crash_at,
+            on_step=self._step if on_step else None,
         )
         self.entropy = SeededEntropy((seed, life))
         self.faults = faults or FaultPlan()

@@ -1,35 +1,39 @@
-"""A seeded scheduler: real threads of which one runs at a time, and the seed says which.
+"""A seeded scheduler: simulated threads of which one runs at a time, and a schedule says which.
 
-Implements `ports.Threads`. What is not here: what threads wait on (`waiting`), and the files they work with (`filesystem`,
-which calls `step` before each of its calls).
+Implements `ports.Threads`. What is not here: what threads wait on (`waiting`), who is chosen (`schedules`), and the files they
+work with (`filesystem`, which calls `step` before each of its calls).
 
-The idea needed to read it: there is one baton. Whoever has it runs until a port call, a lock or a wait; there the seed
-may hand it to another thread that can run. When none can, time jumps to the next deadline; when there is no deadline
+The idea needed to read it: the threads are greenlets in one real thread. Whoever runs goes on until a port call, a lock or
+a wait; there the schedule may let another one run. When none can, time jumps to the next deadline; when there is no deadline
 either, that is a deadlock. When the process is killed, every thread gets `ProcessKilled` at its next port call, and
-at all later ones.
+at all later ones. (A lock of `threading` that one simulated thread holds and another one wants would stop everything: code
+under test waits through its ports only.)
 """
 
 from __future__ import annotations
 
 import hashlib
-import random
-import sys
-import threading
 import traceback
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from walbatch.testing.simulation.clock import ManualClock
-from walbatch.testing.simulation.waiting import SimulatedCondition, SimulatedEvent
+try:
+    from greenlet import getcurrent, greenlet
+except ImportError as error:
+    raise ImportError("the simulation needs greenlet: pip install 'walbatch[testing]'") from error
 
-SWITCH_CHANCE: Final = 0.2
-"""How often a thread that could go on hands the baton over."""
+from walbatch.testing.simulation.clock import ManualClock
+from walbatch.testing.simulation.schedules import RandomSchedule, Schedule
+from walbatch.testing.simulation.waiting import SimulatedCondition, SimulatedEvent
 
 STEPS_MAX: Final = 2_000_000
 """Port calls of one run: beyond it the engine is taken to spin for ever."""
 
-UNWIND_S: Final = 20.0
-"""Real time that a killed thread has to end in."""
+UNWINDS_MAX: Final = 1_000
+"""How often a killed thread is told so before it is taken to survive its own death."""
+
+TRACE_STEPS: Final = 4_096
+"""Steps that are kept before they go into the trace's hash."""
 
 _T = TypeVar("_T")
 
@@ -46,36 +50,11 @@ class Livelock(AssertionError):
     """The threads run on and on."""
 
 
-class _Carrier:
-    """A real thread that carries one simulated thread after the other."""
-
-    idle: Final[list[_Carrier]] = []
-
-    def __init__(self) -> None:
-        self._job: Callable[[], None] | None = None
-        self._wake = threading.Lock()
-        self._wake.acquire()
-        self.thread = threading.Thread(target=self._run, name="simulated", daemon=True)
-        self.thread.start()
-
-    def start(self, job: Callable[[], None]) -> None:
-        self._job = job
-        self._wake.release()
-
-    def _run(self) -> None:
-        while True:
-            self._wake.acquire()
-            job, self._job = self._job, None
-            assert job is not None
-            job()
-
-
 class SimulatedThread:
     """Implements `ports.Thread`. `waits_for` says what it waits for, or is empty while it can run."""
 
     __slots__ = (
-        "_scheduler", "baton", "carrier", "deadline_ns", "done", "error", "ident", "joiners", "name", "number", "target",
-        "timed_out", "waits_for",
+        "_scheduler", "deadline_ns", "done", "error", "joiners", "name", "number", "target", "timed_out", "track", "waits_for",
     )  # fmt: skip
 
     def __init__(self, scheduler: Scheduler, number: int, name: str, target: Callable[[], object]) -> None:
@@ -83,10 +62,7 @@ class SimulatedThread:
         self.number = number
         self.name = name
         self.target = target
-        self.baton = threading.Lock()
-        self.baton.acquire()
-        self.carrier: _Carrier | None = None
-        self.ident = 0
+        self.track: greenlet | None = None
         self.waits_for = ""
         self.deadline_ns: int | None = None
         self.timed_out = False
@@ -128,7 +104,7 @@ class Scheduler:
         seed: object = 0,
         *,
         clock: ManualClock | None = None,
-        switch_chance: float = SWITCH_CHANCE,
+        schedule: Schedule | None = None,
         crash_at: int | None = None,
         on_step: Callable[[str, str], None] | None = None,
         steps_max: int = STEPS_MAX,
@@ -139,15 +115,14 @@ class Scheduler:
         self.on_step = on_step
         self.is_dead = False
         self.current: SimulatedThread = SimulatedThread(self, -1, "outside", lambda: None)
-        self._chance = random.Random(f"schedule {seed}")
-        self._switch_chance = switch_chance
+        self._schedule: Schedule = schedule or RandomSchedule(seed)
         self._steps_max = steps_max
         self._hash = hashlib.blake2b(digest_size=8)
+        self._traced: list[tuple[int, str, str]] = []
         self._live: list[SimulatedThread] = []
         self._all: list[SimulatedThread] = []
-        self._finished = threading.Lock()
-        self._finished.acquire()
         self._problem: BaseException | None = None
+        self._outside: greenlet | None = None
 
     def __repr__(self) -> str:
         return f"<Scheduler step {self.steps}, {len(self._live)} threads, {self.clock!r}>"
@@ -155,6 +130,8 @@ class Scheduler:
     @property
     def trace(self) -> str:
         """A hash over every step: who, what, where. The same seed gives the same one."""
+        self._hash.update(repr(self._traced).encode())
+        self._traced = []
         return self._hash.hexdigest()
 
     # --- ports.Threads ---
@@ -168,7 +145,7 @@ class Scheduler:
         return SimulatedEvent(self)
 
     def spawn(self, name: str, target: Callable[[], object]) -> SimulatedThread:
-        """Start a thread; it runs when the seed says so."""
+        """Start a thread; it runs when the schedule says so."""
         self.step("spawn", name)
         return self._add(name, target)
 
@@ -180,10 +157,14 @@ class Scheduler:
         Raises what main raised; ProcessKilled; Deadlock, Livelock; or what another thread died of.
         """
         results: list[_T] = []
-        first = self._add(name, lambda: results.append(main()))
-        self.current = first
-        self._resume(first)
-        self._finished.acquire()
+        self._outside = getcurrent()
+        self._add(name, lambda: results.append(main()))
+        while self._live and not self.is_dead:
+            following = self._next()
+            if following is None:
+                self._problem = self._deadlock()
+                break
+            self._resume(following)
         killed = self.is_dead
         self._bury()
         if self._problem is not None:
@@ -203,23 +184,28 @@ class Scheduler:
     def step(self, call: str, detail: str = "") -> None:
         """One port call: count it, crash here if told to, and perhaps let another thread run first."""
         me = self.current
-        if self.is_dead or threading.get_ident() != me.ident:
+        if self.is_dead or getcurrent() is not me.track:
             self._refuse()
         self.steps += 1
-        self._hash.update(f"{me.number} {call} {detail}\n".encode())
+        traced = self._traced
+        traced.append((me.number, call, detail))
         if self.on_step is not None:
             self.on_step(call, detail)
         if self.steps == self.crash_at:
             self.kill()
+        if len(traced) >= TRACE_STEPS:
+            self._hash.update(repr(traced).encode())
+            traced.clear()
         if self.steps > self._steps_max:
             self._stop(Livelock(f"no end after {self.steps:,} steps: {self._wait_points()}"))
-        if len(self._live) > 1 and self._chance.random() < self._switch_chance:
-            self._switch(me)
+        if len(self._live) > 1:
+            thread = self._schedule.at_step(me, self._live)
+            if thread is not me:
+                self._hand_over(thread)
 
     def _refuse(self) -> None:
-        if threading.get_ident() == self.current.ident or any(
-            thread.ident == threading.get_ident() for thread in self._all
-        ):
+        here = getcurrent()
+        if any(thread.track is here for thread in self._all):
             raise ProcessKilled
         raise RuntimeError("the simulated process has ended, or the caller is none of its threads")
 
@@ -233,7 +219,11 @@ class Scheduler:
         """Wait until another thread calls `wake` for this one. False if the deadline came first."""
         me = self.current
         me.waits_for, me.deadline_ns, me.timed_out = what, deadline_ns, False
-        self._pass_on(me)
+        thread = self._next()
+        if thread is None:
+            self._stop(self._deadlock())
+        elif thread is not me:
+            self._hand_over(thread)
         return not me.timed_out
 
     def wake(self, thread: SimulatedThread) -> None:
@@ -241,8 +231,8 @@ class Scheduler:
         thread.waits_for, thread.deadline_ns = "", None
 
     def pick(self, threads: list[SimulatedThread]) -> SimulatedThread:
-        """One of several, by the seed."""
-        return threads[0] if len(threads) == 1 else self._chance.choice(threads)
+        """One of several, by the schedule."""
+        return threads[0] if len(threads) == 1 else self._schedule.choose(threads)
 
     # --- the baton ---
 
@@ -252,22 +242,8 @@ class Scheduler:
         self._live.append(thread)
         return thread
 
-    def _switch(self, me: SimulatedThread) -> None:
-        thread = self.pick([thread for thread in self._live if not thread.waits_for])
-        if thread is not me:
-            self._hand_over(me, thread)
-
-    def _pass_on(self, me: SimulatedThread) -> None:
-        thread = self._next()
-        if thread is None:
-            self._stop(Deadlock(f"all threads wait, and nothing will wake one: {self._wait_points()}"))
-        elif thread is not me:
-            self._hand_over(me, thread)
-
-    def _hand_over(self, me: SimulatedThread, thread: SimulatedThread) -> None:
-        self.current = thread
+    def _hand_over(self, thread: SimulatedThread) -> None:
         self._resume(thread)
-        me.baton.acquire()
         if self.is_dead:
             raise ProcessKilled
 
@@ -276,7 +252,7 @@ class Scheduler:
         while True:
             ready = [thread for thread in self._live if not thread.waits_for]
             if ready:
-                return self.pick(ready)
+                return ready[0] if len(ready) == 1 else self._schedule.of_ready(ready)
             deadline = min((t.deadline_ns for t in self._live if t.deadline_ns is not None), default=None)
             if deadline is None:
                 return None
@@ -287,40 +263,32 @@ class Scheduler:
                     self.wake(thread)
 
     def _resume(self, thread: SimulatedThread) -> None:
-        if thread.carrier is None:
-            thread.carrier = _Carrier.idle.pop() if _Carrier.idle else _Carrier()
-            thread.carrier.start(lambda: self._carry(thread))
+        """Let it run. Returns when the caller is resumed, in `run` also when it has ended."""
+        self.current = thread
+        if thread.track is None:
+            thread.track = greenlet(self._carry, parent=self._outside)
+            thread.track.switch(thread)
         else:
-            thread.baton.release()
+            thread.track.switch()
 
     def _carry(self, thread: SimulatedThread) -> None:
-        """The life of a simulated thread, in its carrier."""
-        thread.ident = threading.get_ident()
+        """The life of a simulated thread. Its end leads back to `run`."""
         try:
             if not self.is_dead:
                 thread.target()
         except BaseException as error:  # noqa: BLE001 - judged by `run`
             thread.error = error
+            if thread.number == 0:
+                self.is_dead = (
+                    True  # what the first thread dies of ends the process: nobody is left to close anything
+                )
         thread.done = True
         self._live.remove(thread)
         for joiner in thread.joiners:
             self.wake(joiner)
-        assert thread.carrier is not None
-        _Carrier.idle.append(thread.carrier)
-        if self.is_dead:
-            self._finished.release()
-            return
-        following = self._next()
-        if following is None:
-            if self._live:
-                self._problem = Deadlock(
-                    f"all threads wait, and nothing will wake one: {self._wait_points()}"
-                )
-                self.is_dead = True
-            self._finished.release()
-            return
-        self.current = following
-        self._resume(following)
+
+    def _deadlock(self) -> Deadlock:
+        return Deadlock(f"all threads wait, and nothing will wake one: {self._wait_points()}")
 
     def _stop(self, problem: BaseException) -> None:
         self._problem = problem
@@ -331,29 +299,40 @@ class Scheduler:
         self.is_dead = True
         while self._live:
             thread = self._live[0]
-            if thread.carrier is None:
+            if thread.track is None:
                 thread.done = True
                 self._live.remove(thread)
                 continue
-            self.current = thread
-            thread.baton.release()
-            if not self._finished.acquire(timeout=UNWIND_S):
+            for _ in range(UNWINDS_MAX):
+                if thread.track.dead:
+                    break
+                self.current = thread
+                thread.track.throw(ProcessKilled)
+            else:
                 raise RuntimeError(f"{thread!r} survives its own death")
+        # A thread holds its scheduler, and its track holds the frames: let go, so that both are freed at once.
+        for thread in self._all:
+            thread.joiners = []
 
     def _wait_points(self) -> str:
         """Each thread, what it waits for, and from where in the engine."""
-        frames = sys._current_frames()  # noqa: SLF001 - the documented way to another thread's stack
         return "; ".join(
-            f"{thread.name}: {thread.waits_for or 'can run'}{_place(frames.get(thread.ident))}"
-            for thread in self._live
+            f"{thread.name}: {thread.waits_for or 'can run'}{_place(thread.track)}" for thread in self._live
         )
 
 
-def _place(frame: Any) -> str:
+def _place(track: greenlet | None) -> str:
     """The innermost line outside the simulation."""
+    frame: Any = None
+    if track is not None:
+        frame = track.gr_frame  # None for the one that runs
     stack = [
         entry
         for entry in traceback.extract_stack(frame)
-        if "/simulation/" not in entry.filename and "threading.py" not in entry.filename
+        if "/simulation/" not in entry.filename and "/greenlet" not in entry.filename
     ]
-    return f" at {stack[-1].filename.rpartition('/')[2]}:{stack[-1].lineno}" if frame and stack else ""
+    return (
+        f" at {stack[-1].filename.rpartition('/')[2]}:{stack[-1].lineno}"
+        if track is not None and stack
+        else ""
+    )

@@ -3,7 +3,8 @@
 Implements `ports.StateStore`. What is not here: LMDB, and its bytes.
 
 The idea needed to read it: every save is one commit, durable when it returns. A save that fails may or may not have kept its
-commit, so a crash has two images. Knobs make the state what a damaged LMDB file may be: stale, or gone.
+commit, so a crash has two images. The checkpoint has two generations, of which a save replaces the older one. Knobs make the
+state what a damaged LMDB file may be: silently stale, or unreadable in one generation or both, which is found.
 """
 
 from __future__ import annotations
@@ -32,19 +33,45 @@ class StateDisk:
     """Knob: that many of the newest commits are silently not seen by the next opening, and are gone with it."""
     findings: tuple[str, ...] = ()
     """Knob: what the next loading of the checkpoint says was found wrong."""
+    garbled: frozenset[int] = frozenset()
+    """Knob: generations of the checkpoint whose bytes are damaged: each is a finding until a save replaces it."""
+    _texts: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    """The commits in words, as far as somebody has asked: a fingerprint is taken of each of millions of images."""
 
     def clone(self) -> StateDisk:
         """A copy."""
-        return StateDisk(list(self.commits), self.synced, self.stale_commits, self.findings)
+        return StateDisk(
+            list(self.commits), self.synced, self.stale_commits, self.findings, self.garbled, self._texts
+        )
+
+    def keep(self, commit: Commit) -> None:
+        """One more, durable or not."""
+        self.commits.append(commit)
+        if isinstance(commit, Checkpoint):
+            self.garbled -= {commit.generation}
+
+    def forget(self, count: int) -> None:
+        """The newest commits are gone."""
+        del self.commits[len(self.commits) - count :]
+        self._texts = self._texts[: len(self.commits)]
+
+    def generations(self) -> list[Checkpoint]:
+        """The two generations that are held, newest first."""
+        slots: dict[int, Checkpoint] = {}
+        for commit in self.commits:
+            if isinstance(commit, Checkpoint):
+                slots[commit.generation % 2] = commit
+        return sorted(slots.values(), key=lambda checkpoint: -checkpoint.generation)
 
     def images(self) -> Iterator[StateDisk]:
         """Every state that a crash may leave, the newest first."""
         for count in range(len(self.commits), self.synced - 1, -1):
-            yield replace(self, commits=self.commits[:count], synced=count)
+            yield replace(self, commits=self.commits[:count], synced=count, _texts=self._texts[:count])
 
     def fingerprint(self) -> object:
         """Equal for equal states."""
-        return tuple(map(repr, self.commits)), self.synced, self.stale_commits, self.findings
+        self._texts += tuple(map(repr, self.commits[len(self._texts) :]))
+        return self._texts, self.synced, self.stale_commits, self.findings, self.garbled
 
 
 class SimulatedState:
@@ -60,9 +87,8 @@ class SimulatedState:
         self._on_save = on_save
         self._failure: StorageError | None = None
         self._open = True
-        if disk.stale_commits:
-            del disk.commits[-disk.stale_commits :]
-            disk.stale_commits = 0
+        disk.forget(min(disk.stale_commits, len(disk.commits)))
+        disk.stale_commits = 0
         # Opening proves what is there durable, as the real one does.
         disk.synced = len(disk.commits)
 
@@ -70,12 +96,19 @@ class SimulatedState:
         return f"<SimulatedState {self._path}, {len(self._disk.commits)} commits>"
 
     def load_checkpoint(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest one, and the findings that were asked for."""
-        self._on_call("load checkpoint", self._path)
-        found = [commit for commit in self._disk.commits if isinstance(commit, Checkpoint)]
-        return max(found, key=lambda checkpoint: checkpoint.generation, default=None), list(
-            self._disk.findings
-        )
+        """The newest one that can be read, and what was found wrong."""
+        self._load("load checkpoint")
+        disk = self._disk
+        held = disk.generations()
+        findings = [
+            *disk.findings,
+            *(
+                f"generation {checkpoint.generation} of the checkpoint is damaged"
+                for checkpoint in held
+                if checkpoint.generation in disk.garbled
+            ),
+        ]
+        return next((one for one in held if one.generation not in disk.garbled), None), findings
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """One commit."""
@@ -84,7 +117,7 @@ class SimulatedState:
 
     def load_lanes(self) -> tuple[dict[str, LaneMemory], list[str]]:
         """What all commits together remember."""
-        self._on_call("load lanes", self._path)
+        self._load("load lanes")
         lanes: dict[str, LaneMemory] = {}
         for commit in self._disk.commits:
             if not isinstance(commit, Checkpoint):
@@ -100,6 +133,15 @@ class SimulatedState:
         """Release it."""
         self._open = False
 
+    def _load(self, call: str) -> None:
+        self._on_call(call, self._path)
+        fault = self._faults.due(call, self._path)
+        if fault is not None:
+            raise self._error(fault.error)
+
+    def _error(self, error: int) -> StorageError:
+        return StorageError(f"{self._path}: {os.strerror(error)}", path=self._path, errno=error)
+
     def _commit(self, call: str, commit: Commit) -> None:
         self._on_call(call, self._path)
         if self._failure is not None:
@@ -108,12 +150,12 @@ class SimulatedState:
             raise EngineClosed(f"{self._path} is closed")
         fault = self._faults.due(call, self._path)
         if fault is None:
-            self._disk.commits.append(commit)
+            self._disk.keep(commit)
             self._disk.synced = len(self._disk.commits)
             return
-        error = StorageError(f"{self._path}: {os.strerror(fault.error)}", path=self._path, errno=fault.error)
+        error = self._error(fault.error)
         if fault.error not in {errno.ENOSPC, errno.EDQUOT}:
-            self._disk.commits.append(commit)  # its sync failed: it may be there
+            self._disk.keep(commit)  # its sync failed: it may be there
             self._failure = error
         raise error
 

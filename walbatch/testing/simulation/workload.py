@@ -9,24 +9,42 @@ a simulated process, and notes what is submitted and acknowledged at the moment 
 from __future__ import annotations
 
 import contextlib
+import functools
+import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from walbatch.config import Lane, Settings, Trigger
-from walbatch.errors import WalbatchError
+from walbatch.config import Lane, RetryPolicy, Settings, Trigger
+from walbatch.errors import CorruptionError, UnsupportedFormat, WalbatchError
 from walbatch.testing.simulation.backend import Manners
 from walbatch.testing.simulation.faults import Fault
-from walbatch.testing.simulation.history import Acknowledged, Drained, Event, Opened, Resolved, Submitted
+from walbatch.testing.simulation.history import (
+    Acknowledged,
+    Drained,
+    Event,
+    Opened,
+    Predicted,
+    Refused,
+    Resolved,
+    Submitted,
+)
 from walbatch.testing.simulation.machine import Machine, Process
+from walbatch.testing.simulation.oracle import Oracle
 from walbatch.types import Durability
 
 OpenEngine = Callable[[Process, Mapping[str, Lane], Settings], Any]
 """open_engine(process, lanes, settings): opens the engine under test on the ports of the process."""
 
+Predict = Callable[[Machine], Predicted | None]
+"""predict(machine): what opening the store on this machine would do; None where there is no store. It may write nothing."""
+
 STORE = "/store"
 CLOSE_S = 120.0
 """Virtual time for a drain: beyond it the backlog is taken not to drain."""
+
+NOISE_BYTES = 4096
+_NOISE = random.Random("payloads").randbytes(NOISE_BYTES)
 
 PROMPT = Trigger(count=4, linger_ms=1)
 QUICK = Settings(segment_bytes=4096, disk_bytes_max=2**24, timer_ms=5, checkpoint_ms=20, idle_stamp_ms=30)
@@ -42,12 +60,16 @@ class LanePlan:
     durability: str = "sync"
     interval_ms: float = 20.0
     trigger: Trigger = PROMPT
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    held: bool = False
+    """Without a backend: its operations stay in the log."""
 
     def lane(self, name: str, process: Process) -> Lane:
         """The lane, with a model backend."""
+        backend = None if self.held else process.backend(name, transactional=self.transactional)
         return Lane(
-            process.backend(name, transactional=self.transactional), shards=self.shards, order=self.order,
-            durability=self.durability, interval_ms=self.interval_ms, trigger=self.trigger,
+            backend, shards=self.shards, order=self.order, durability=self.durability, interval_ms=self.interval_ms,
+            trigger=self.trigger, retry=self.retry,
         )  # fmt: skip
 
 
@@ -63,6 +85,19 @@ class Workload:
     manners: Manners | None = None
     prepare: Callable[[Machine], None] | None = None
     """Turn the knobs of the new machine."""
+    predict: Predict | None = None
+    """Looks at the store before each opening; the oracle compares what it predicts."""
+    verify: Callable[[Session], None] | None = None
+    """What follows each crash; None: `verify_by_use`."""
+
+    def oracle(self) -> Oracle:
+        """An oracle that knows what these lanes promise."""
+        return Oracle(
+            exactly_once={name for name, lane in self.lanes.items() if lane.transactional},
+            unordered={name for name, lane in self.lanes.items() if lane.order == "none"},
+            by_shard={name for name, lane in self.lanes.items() if lane.order == "shard"},
+            shards={name: lane.shards for name, lane in self.lanes.items()},
+        )
 
 
 class Session:
@@ -73,9 +108,11 @@ class Session:
         self.workload = workload
         self.life = life
         self.engine: Any = None
+        self.is_verifying = False
+        """A workload's own `verify` runs, and may call `verify_by_use` for the end."""
         self._open_engine = open_engine
         self._history: list[Event] = process.history
-        self._tickets: list[tuple[bytes, Any]] = []
+        self._tickets: list[tuple[bytes, Any, list[bool] | None]] = []
         self._count = 0
 
     def __repr__(self) -> str:
@@ -86,44 +123,98 @@ class Session:
         try:
             use(self)
         except WalbatchError:
+            # Its threads would go on for ever, and hide what happened.
+            with contextlib.suppress(WalbatchError):
+                if self.engine is not None:
+                    self.close()
             if not self.process.faults.hits:
                 raise
-            if self.engine is not None:
-                self.close()
 
-    def open(self) -> None:
-        """Open the store."""
-        lanes = {name: plan.lane(name, self.process) for name, plan in self.workload.lanes.items()}
-        self.engine = self._open_engine(self.process, lanes, self.workload.settings)
-        self._history.append(Opened())
+    def open(self, **lanes: LanePlan) -> None:
+        """Open the store. `lanes` are opened in another way than the workload says."""
+        plans = {**self.workload.lanes, **lanes}
+        made = {name: plan.lane(name, self.process) for name, plan in plans.items()}
+        predicted = self._predict()
+        self.process.faults.sync_failed = False
+        hits = self.process.faults.hits
+        try:
+            self.engine = self._open_engine(self.process, made, self.workload.settings)
+        except (CorruptionError, UnsupportedFormat) as error:
+            self._history.append(
+                Refused(
+                    error=type(error).__name__, first_lsn=getattr(error, "first_lsn", None),
+                    last_lsn=getattr(error, "last_lsn", None),
+                )
+            )  # fmt: skip
+            raise
+        if predicted is None or self.process.faults.hits != hits:
+            self._history.append(Opened())
+            return
+        self._history.append(Opened(
+            cases=tuple(case_text(case) for case in self.engine.recovery), next_lsn=self.engine.stats().submitted_lsn + 1,
+            quarantine_bytes=tree_bytes(self.process.machine, f"{STORE}/quarantine"),
+        ))  # fmt: skip
 
-    def submit(self, key: bytes = b"k", lane: str = "put", *, size: int = 0) -> Any:
-        """One operation; its payload is distinct and has at least `size` bytes."""
-        payload = self._begin(lane, key, size)
+    def _predict(self) -> Predicted | None:
+        """Look at a copy of the machine, where nobody is disturbed."""
+        if self.workload.predict is None:
+            return None
+        machine = self.process.machine
+        twin = machine.clone()
+        before = twin.fingerprint()
+        predicted = self.workload.predict(twin)
+        if predicted is not None:
+            predicted = replace(
+                predicted, wrote=twin.fingerprint() != before,
+                quarantine_bytes=tree_bytes(machine, f"{STORE}/quarantine"),
+            )  # fmt: skip
+            self._history.append(predicted)
+        return predicted
+
+    def submit(
+        self, key: bytes = b"k", lane: str = "put", *, size: int = 0, payload: bytes | None = None
+    ) -> Any:
+        """One operation; its payload is distinct and has at least `size` bytes, or is the one given."""
+        payload = self._begin(lane, key, size, payload)
         ticket = self.engine.submit(lane, key=key, payload=payload)
         self._acknowledge(payload, ticket.lsn)
-        self._tickets.append((payload, ticket))
+        self._keep(payload, ticket)
         return ticket
 
-    def submit_many(self, keys: Sequence[bytes], lane: str = "put", *, size: int = 0) -> range:
+    def submit_many(
+        self, keys: Sequence[bytes], lane: str = "put", *, size: int = 0, payloads: Sequence[bytes] = ()
+    ) -> range:
         """Several at once, all or nothing."""
-        pairs = [(key, self._begin(lane, key, size)) for key in keys]
+        given: Sequence[bytes | None] = payloads or [None] * len(keys)
+        pairs = [
+            (key, self._begin(lane, key, size, payload)) for key, payload in zip(keys, given, strict=True)
+        ]
         lsns: range = self.engine.submit_many(lane, pairs)
-        for (_, payload), lsn in zip(pairs, lsns, strict=True):
+        for (_, payload), lsn in zip(pairs, lsns, strict=False):  # a lane that logs nothing gives no LSNs
             self._acknowledge(payload, lsn)
         return lsns
 
     def submit_nowait(self, key: bytes = b"k", lane: str = "put", *, size: int = 0) -> Callable[[], None]:
         """One without waiting; the function that is returned waits for durability, and notes it."""
-        payload = self._begin(lane, key, size)
+        payload = self._begin(lane, key, size, None)
         ticket = self.engine.submit_nowait(lane, key=key, payload=payload)
-        self._tickets.append((payload, ticket))
+        self._keep(payload, ticket)
 
         def wait() -> None:
-            ticket.wait_durable()
+            if ticket.lsn is not None:
+                ticket.wait_durable()
             self._acknowledge(payload, ticket.lsn)
 
         return wait
+
+    def _keep(self, payload: bytes, ticket: Any) -> None:
+        """Remember the ticket, and count what it tells its listener."""
+        promises = getattr(ticket, "promises", None)
+        told: list[bool] | None = None
+        if promises is not None:
+            told = []
+            promises[1].listen(functools.partial(told.append, True))
+        self._tickets.append((payload, ticket, told))
 
     def together(self, *actions: Callable[[], object]) -> None:
         """Run them in threads of their own, and wait for all. What the engine refuses is no breach."""
@@ -150,24 +241,35 @@ class Session:
         """Close the engine. Then every ticket must have been resolved."""
         report = self.engine.close(drain=drain, timeout=CLOSE_S)
         self.engine = None
-        for payload, ticket in self._tickets:
+        tickets, self._tickets = self._tickets, []
+        for payload, ticket, told in tickets:
             applied = False
             if ticket.done:
                 with contextlib.suppress(WalbatchError):
                     ticket.result(timeout=0)
                     applied = True
-            self._history.append(Resolved(payload=payload, done=ticket.done, applied=applied))
-        self._tickets.clear()
+            times = None if told is None else len(told)
+            self._history.append(Resolved(payload=payload, done=ticket.done, applied=applied, times=times))
         if report.reason == "drained":
-            self._history.append(Drained())
-        elif report.reason == "timeout" and not self.process.faults.hits:
+            whole = not self.process.faults.hits and not self.process.machine.fs.capacity_bytes
+            self._history.append(Drained(segments=self._segments() if whole else None))
+        elif report.reason == "timeout" and report.elapsed_s >= CLOSE_S / 2 and not self.process.faults.hits:
             raise AssertionError(f"the engine did not drain in {CLOSE_S} s of virtual time: {report}")
 
-    def _begin(self, lane: str, key: bytes, size: int) -> bytes:
-        payload = f"{self.life}/{self._count}".encode()
+    def _segments(self) -> int | None:
+        """Segments in the store, if it is made as the shipped engine makes it."""
+        names = names_in(self.process.machine, f"{STORE}/wal")
+        return sum(name.endswith(".seg") for name in names) if names else None
+
+    def _begin(self, lane: str, key: bytes, size: int, payload: bytes | None) -> bytes:
+        given, payload = payload, f"{self.life}/{self._count}".encode()
         self._count += 1
-        if size > len(payload):  # what does not compress, so that the size on disk is what was asked for
-            payload += b":" + bytes((31 * i * i + self._count) % 251 for i in range(size - len(payload) - 1))
+        if given is not None:
+            payload = given
+        elif size > len(payload):  # what does not compress, so that the size on disk is what was asked for
+            wanted = size - len(payload) - 1
+            start = self._count * 97 % NOISE_BYTES
+            payload += b":" + (_NOISE[start:] + _NOISE * (wanted // NOISE_BYTES + 1))[:wanted]
         plan = self.workload.lanes[lane]
         durability = Durability(plan.durability)
         grace_ns = (
@@ -175,18 +277,54 @@ class Session:
             if durability is not Durability.INTERVAL
             else int(plan.interval_ms * 1e6)
         )
-        self._history.append(Submitted(lane=lane, key=key, payload=payload, grace_ns=grace_ns))
+        self._history.append(
+            Submitted(lane=lane, key=key, payload=payload, grace_ns=grace_ns, syncs=self.process.faults.syncs)
+        )
         return payload
 
     def _acknowledge(self, payload: bytes, lsn: int | None) -> None:
-        self._history.append(Acknowledged(payload=payload, lsn=lsn, at_ns=self.process.clock.now_ns))
+        self._history.append(
+            Acknowledged(
+                payload=payload, lsn=lsn, at_ns=self.process.clock.now_ns, syncs=self.process.faults.syncs
+            )
+        )
 
 
 def verify_by_use(session: Session) -> None:
     """What follows each crash: open, submit one more to every lane, wait until all is delivered, close."""
+    if session.workload.verify is not None and not session.is_verifying:
+        session.is_verifying = True
+        session.workload.verify(session)
+        return
     session.open()
     for name in session.workload.lanes:
         session.submit(b"after", name)
     session.close()
-    if not session.process.faults.faults and Drained() not in session.process.history[-1:]:
+    if not session.process.faults.faults and not isinstance(session.process.history[-1], Drained):
         raise AssertionError("the engine closed without having drained, and nothing had failed")
+
+
+def names_in(machine: Machine, path: str) -> list[str]:
+    """Names in a directory, without a step of any process; none where there is no directory."""
+    quiet = machine.fs.twin(machine.fs.root)
+    return quiet.list_directory(path) if quiet.is_directory(path) else []
+
+
+def file_bytes(machine: Machine, path: str) -> bytes:
+    """What a file of the machine reads as, without a step of any process."""
+    quiet = machine.fs.twin(machine.fs.root)
+    file = quiet.open_read(path)
+    try:
+        return file.read(file.size(), 0)
+    finally:
+        file.close()
+
+
+def tree_bytes(machine: Machine, path: str) -> int:
+    """Bytes of all files in a directory, without a step of any process."""
+    return sum(len(file_bytes(machine, f"{path}/{name}")) for name in names_in(machine, path))
+
+
+def case_text(case: Any) -> str:
+    """What recovery found, as a line that two looks at the same store agree on."""
+    return f"{case.label}:{case.segment}:{case.offset}"

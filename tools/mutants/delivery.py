@@ -1,0 +1,319 @@
+"""Mistakes between the log and the backends."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tools.mutants.mutant import Edit, Mutant
+
+BATCHER: Final = "walbatch/core/batcher.py"
+COMMITTER: Final = "walbatch/runtime/committer.py"
+DELIVERY: Final = "walbatch/core/delivery.py"
+DISPATCHER: Final = "walbatch/runtime/dispatcher.py"
+LMDB: Final = "walbatch/backends/lmdb.py"
+MARK: Final = "walbatch/core/mark.py"
+READBACK: Final = "walbatch/runtime/readback.py"
+
+MUTANTS: Final = (
+    Mutant(
+        name="a transactional backend does not look at its mark",
+        row="double replay where exactly-once was promised",
+        edits=(
+            Edit(
+                MARK,
+                "    return None if len(fresh) == len(batch.lsns) else fresh\n",
+                "    return None if fresh or settled_max else fresh\n",
+            ),
+        ),
+        hint="images:unreliable_transactional_backend/8",
+    ),
+    Mutant(
+        name="the mark of the first shard is used for all",
+        row="double replay where exactly-once was promised",
+        edits=(
+            Edit(
+                "walbatch/lanes.py",
+                "[backend.applied_mark(shard) for shard",
+                "[backend.applied_mark(0) for shard",
+            ),
+        ),
+        hint="images:exact_keys",
+    ),
+    Mutant(
+        name="the mark covers what the batch does not hold",
+        row="double replay where exactly-once was promised",
+        edits=(
+            Edit(
+                DISPATCHER,
+                "            mark = shard.ledger.mark(epoch=self._epoch, settling=frozenset(lsns))\n",
+                "            mark = Mark(epoch=self._epoch, watermark=self._end_lsn)\n",
+            ),
+        ),
+        hint="images:transactional",
+    ),
+    Mutant(
+        name="a backend takes batches of an engine that a newer one replaced",
+        row="double replay where exactly-once was promised",
+        edits=(
+            Edit(
+                MARK,
+                "    if batch.mark is not None and held.epoch > batch.mark.epoch:\n",
+                "    if batch.mark is not None and held.epoch > batch.mark.epoch + 2**40:\n",
+            ),
+        ),
+        hint="conformance:backend",
+    ),
+    Mutant(
+        name="LMDB commits a batch without its mark",
+        row="double replay where exactly-once was promised",
+        edits=(Edit(LMDB, "            if union != held:\n", "            if union == held:\n"),),
+        hint="conformance:backend",
+    ),
+    Mutant(
+        name="LMDB applies again what its mark covers",
+        row="double replay where exactly-once was promised",
+        edits=(
+            Edit(
+                LMDB,
+                "fresh = fresh_indexes(batch, held) if batch.mark is not None else None\n",
+                "fresh = None\n",
+            ),
+        ),
+        hint="conformance:backend",
+    ),
+    Mutant(
+        name="what follows a failed operation of its key counts as applied",
+        row="order broken by the retry of an earlier batch",
+        edits=(
+            Edit(
+                DELIVERY,
+                "        elif (order is Order.KEY and key in failed_keys) or (order is Order.SHARD and failed_keys):\n",
+                "        elif order is Order.SHARD and failed_keys:\n",
+            ),
+        ),
+        hint="answers:later",
+    ),
+    Mutant(
+        name="a new batch overtakes what waits for its retry",
+        row="order broken by the retry of an earlier batch",
+        edits=(
+            Edit(
+                BATCHER,
+                "            if self._held and self.order is Order.KEY and entry[1] in self._held:\n",
+                "            if self._held and self.order is Order.SHARD and entry[1] in self._held:\n",
+            ),
+        ),
+        hint="schedules:partial",
+    ),
+    Mutant(
+        name="what is tried again goes to the end of the queue",
+        row="order broken by the retry of an earlier batch",
+        edits=(
+            Edit(
+                BATCHER,
+                "        self._ready.extendleft(reversed(entries))\n",
+                "        self._ready.extend(entries)\n",
+            ),
+        ),
+        hint="schedules:partial",
+    ),
+    Mutant(
+        name="a failed batch is tried again in another order",
+        row="order broken by the retry of an earlier batch",
+        edits=(
+            Edit(
+                BATCHER,
+                "        self._ready.extendleft(reversed(entries))\n",
+                "        self._ready.extendleft(entries)\n",
+            ),
+        ),
+        hint="schedules:partial",
+    ),
+    Mutant(
+        name="a batch is taken for applied although its backend raised",
+        row="k of n applied, then an error",
+        edits=(
+            Edit(
+                DISPATCHER,
+                "            self._fail_batch(job, error)\n        else:\n",
+                "            self._settle(job, dict.fromkeys(range(len(job.batch))), {}, None)\n        else:\n",
+            ),
+        ),
+        hint="images:unreliable_backend",
+    ),
+    Mutant(
+        name="a time-out is taken for applied",
+        row="timed out but applied",
+        edits=(
+            Edit(
+                DISPATCHER,
+                "            self._fail_batch(job, error)\n        else:\n",
+                """\
+            if isinstance(error, TimeoutError):
+                self._settle(job, dict.fromkeys(range(len(job.batch))), {}, None)
+            else:
+                self._fail_batch(job, error)
+        else:
+""",
+            ),
+        ),
+        hint="answers:silence",
+    ),
+    Mutant(
+        name="a batch whose backend raised is given up",
+        row="timed out but applied",
+        edits=(
+            Edit(
+                BATCHER,
+                "        self._return(entries)\n        self.failures += 1\n        self._blocked_until = retry_at_ns\n",
+                "        self.failures += 1\n        self._blocked_until = retry_at_ns\n",
+            ),
+        ),
+        hint="schedules:unanswered",
+    ),
+    Mutant(
+        name="an operation counts as applied although the backend asked to try it again",
+        row="k of n applied, then an error",
+        edits=(
+            Edit(
+                DELIVERY,
+                "        if isinstance(outcome, Retry):\n            retry",
+                "        if isinstance(outcome, Retry) and not index:\n            retry",
+            ),
+            Edit(
+                DELIVERY,
+                "            applied[index] = outcome.result\n",
+                "            applied[index] = None\n",
+            ),
+        ),
+        hint="images:partial",
+    ),
+    Mutant(
+        name="the mark is not asked whether it covers what is to be tried again",
+        row="k of n applied, then an error",
+        edits=(Edit(DISPATCHER, "            self._check_mark(job, verdict)\n", ""),),
+        hint="answers:careless",
+    ),
+    Mutant(
+        name="a group that becomes durable does not wake a sleeping timer",
+        row="a lost wake-up that leaves the last partial batch",
+        edits=(Edit(DISPATCHER, "        if urgent or self._idle:\n", "        if urgent:\n"),),
+        hint="schedules:awaited",
+    ),
+    Mutant(
+        name="the timer goes to sleep without a last look at its inbox",
+        row="a lost wake-up that leaves the last partial batch",
+        edits=(
+            Edit(
+                DISPATCHER,
+                "                    if self._idle and self._inbox:\n                        continue",
+                "                    if self._idle and False:\n                        continue",
+            ),
+        ),
+        hint="ticks:awaited",
+    ),
+    Mutant(
+        name="a group without a leader does not wake the committer",
+        row="a lost wake-up that leaves the last partial batch",
+        edits=(
+            Edit(
+                COMMITTER,
+                "                if opened and not wait:\n                    self._cond.notify_all()\n",
+                "",
+            ),
+        ),
+        hint="schedules:nowait",
+    ),
+    Mutant(
+        name="a leader that is done does not wake the next one",
+        row="a lost wake-up that leaves the last partial batch",
+        edits=(
+            Edit(
+                COMMITTER,
+                "            self._owner = None\n            self._cond.notify_all()\n",
+                "            self._owner = None\n",
+            ),
+        ),
+        hint="schedules:threads",
+    ),
+    Mutant(
+        name="a worker is not woken for a job",
+        row="a lost wake-up that leaves the last partial batch",
+        edits=(
+            Edit(
+                DISPATCHER,
+                "            )\n            self._work.notify_all()\n        for",
+                "            )\n        for",
+            ),
+        ),
+        hint="schedules:awaited",
+    ),
+    Mutant(
+        name="a log full of settled operations is full for ever",
+        row="a full disk waiting for a flush that waits for the disk",
+        edits=(
+            Edit(
+                COMMITTER,
+                "        if self._log.checkpointed_lsn >= self._durable_lsn:\n            return None",
+                "        if self._log.checkpointed_lsn < 0:\n            return None",
+            ),
+        ),
+        hint="schedules:too_large_for_the_log",
+    ),
+    Mutant(
+        name="a store on a full disk cannot be opened",
+        row="a full disk waiting for a flush that waits for the disk",
+        edits=(
+            Edit(
+                "walbatch/storage/segment.py",
+                "        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:\n            raise\n        file.truncate(0)\n",
+                "        raise\n",
+            ),
+        ),
+        hint="schedules:full_disk",
+    ),
+    Mutant(
+        name="an interval lane is delivered before it is synced",
+        row="replaying an unsynced tail to a backend and then losing it to a power cut",
+        edits=(
+            Edit(
+                COMMITTER,
+                "        else:\n            pending.durable.resolve()\n\n",
+                """\
+        else:
+            assert pending.position is not None
+            self._on_durable(Committed(group=group, position=pending.position, end=self._log.end))
+            pending.durable.resolve()
+
+""",
+            ),
+        ),
+        hint="images:exact_interval",
+    ),
+    Mutant(
+        name="a shard that has caught up misses the groups that came in meanwhile",
+        row="a lost wake-up that leaves the last partial batch",
+        edits=(
+            Edit(
+                READBACK,
+                "            shard.cursor = Cursor(end, end_lsn + 1) if grown else None\n",
+                "            shard.cursor = None\n",
+            ),
+        ),
+        hint="schedules:single/300",
+    ),
+    Mutant(
+        name="a shard whose queue is full forgets where it stopped",
+        row="a full disk waiting for a flush that waits for the disk",
+        edits=(
+            Edit(
+                READBACK,
+                "                shard.cursor = Cursor(frame.position, lsn)\n"
+                "                shard.ledger.advance(lsn - 1)\n"
+                "                reading.discard(shard)\n",
+                "                shard.cursor = Cursor(frame.position, lsn)\n",
+            ),
+        ),
+        hint="schedules:overflow",
+    ),
+)

@@ -1,0 +1,181 @@
+"""Mistakes about processes and callers: two of them, their end, and what they do with their bytes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tools.mutants.mutant import Edit, Mutant
+
+COMMITTER: Final = "walbatch/runtime/committer.py"
+DISPATCHER: Final = "walbatch/runtime/dispatcher.py"
+ENGINE: Final = "walbatch/engine.py"
+LOG: Final = "walbatch/storage/log.py"
+STORE: Final = "walbatch/storage/store.py"
+
+MUTANTS: Final = (
+    Mutant(
+        name="a lock that somebody holds is no obstacle",
+        row="two processes, one process twice, another spelling of the path",
+        edits=(
+            Edit(
+                STORE,
+                "    if not isinstance(lock, bytes):\n        return lock\n",
+                """\
+    if isinstance(lock, bytes):
+        lock = fs.lock(layout.lock + "2", note)
+    if not isinstance(lock, bytes):
+        return lock
+""",
+            ),
+        ),
+        hint="schedules:two_engines",
+    ),
+    Mutant(
+        name="the lock is given up before the engine is done",
+        row="two processes, one process twice, another spelling of the path",
+        edits=(
+            Edit(
+                ENGINE,
+                "        stopped = self._dispatcher.stop(grace)\n",
+                "        self._store.lock.release()\n        stopped = self._dispatcher.stop(grace)\n",
+            ),
+        ),
+        hint="schedules:successor",
+    ),
+    Mutant(
+        name="close says drained and has not drained",
+        row="interpreter exit without close",
+        edits=(
+            Edit(
+                ENGINE,
+                'reason = "drained" if self._dispatcher.drain(left) else "timeout"\n',
+                'reason = "drained" if left != 0 else "timeout"\n',
+            ),
+            Edit(
+                ENGINE,
+                '        if reason == "drained" and (remaining',
+                '        if reason == "" and (remaining',
+            ),
+        ),
+        hint="images:roll",
+    ),
+    Mutant(
+        name="close leaves tickets that nobody resolves",
+        row="every ticket resolves exactly once",
+        edits=(Edit(ENGINE, "            self._dispatcher.abandon()\n", ""),),
+        hint="schedules:abandoned",
+    ),
+    Mutant(
+        name="a failed engine leaves tickets that nobody resolves",
+        row="every ticket resolves exactly once",
+        edits=(
+            Edit(
+                COMMITTER,
+                "        for pending in failed:\n            pending.durable.resolve(error=failure)\n",
+                "",
+            ),
+        ),
+        hint="faults:single/datasync",
+    ),
+    Mutant(
+        name="an engine that is closing accepts operations",
+        row="SIGTERM during a drain",
+        edits=(
+            Edit(
+                COMMITTER,
+                "        if self._closed is not None:\n            raise EngineClosed(self._closed)\n",
+                "",
+            ),
+        ),
+        hint="schedules:closing",
+    ),
+    Mutant(
+        name="close forgets what was accepted and not yet written",
+        row="SIGTERM during a drain",
+        edits=(
+            Edit(
+                COMMITTER,
+                "                if self._stopping and idle:\n",
+                "                if self._stopping:\n",
+            ),
+        ),
+        hint="schedules:closing",
+    ),
+    Mutant(
+        name="a payload is not copied when it is submitted",
+        row="a caller who changes a bytearray after submit",
+        edits=(
+            Edit(
+                "walbatch/lanes.py",
+                "        return bytes(value)\n",
+                "        return value  # type: ignore[return-value]\n",
+            ),
+        ),
+        hint="schedules:changed_bytes",
+    ),
+    Mutant(
+        name="a sealed segment stays open",
+        row="descriptors exhausted at rotation",
+        edits=(
+            Edit(
+                LOG,
+                "            self._active = active\n        old.close()\n",
+                "            self._active = active\n",
+            ),
+        ),
+        hint="schedules:few_descriptors",
+    ),
+    Mutant(
+        name="a leader that a signal interrupts leaves its group to nobody",
+        row="SIGINT inside a submit",
+        edits=(
+            Edit(
+                COMMITTER,
+                "                with self._cond:\n"
+                "                    pending.led = False\n"
+                "                    self._cond.notify_all()\n"
+                "            raise\n",
+                "                pass\n            raise\n",
+            ),
+        ),
+        hint="interrupts:threads",
+    ),
+    Mutant(
+        name="a group whose leader was interrupted is written a second time",
+        row="SIGINT inside a submit",
+        edits=(
+            Edit(
+                COMMITTER,
+                "        if self._log.last_lsn >= group.last_lsn:\n"
+                "            return  # a leader that was interrupted had written it\n",
+                "",
+            ),
+        ),
+        hint="interrupts:threads",
+    ),
+    Mutant(
+        name="an interrupted leader keeps the log for itself",
+        row="EINTR with a handler that raises",
+        edits=(
+            Edit(
+                COMMITTER,
+                "                if self._owner is pending:\n                    self._owner = None\n",
+                "                pass\n",
+            ),
+        ),
+        hint="interrupts:threads",
+    ),
+    Mutant(
+        name="a group that is handed over twice is delivered twice",
+        row="SIGINT inside a submit",
+        edits=(
+            Edit(
+                DISPATCHER,
+                "            if group.last_lsn <= self._end_lsn:\n"
+                "                continue  # handed over twice by an interrupted leader\n",
+                "",
+            ),
+        ),
+        hint="interrupts:threads",
+    ),
+)

@@ -65,11 +65,11 @@ FULL: Final = Profile(
         "fulldisk": Share(count=200, parts=2),
         "syscalls": Share(parts=2),
         "bitrot": Share(parts=8),
-        "mutants": Share(parts=2),
         "faults": Share(parts=4),
         "schedules": Share(count=60_000, parts=4),
         "seeded": Share(count=200_000, parts=20),
         "images": Share(count=10_000_000, parts=40),
+        "mutants": Share(parts=2),
     },
 )
 

@@ -5,7 +5,7 @@ images, failing calls, random runs, thread schedules, bit rot; and on real disks
 calls; then mutants of the code), prints a table of figures, and with --write puts it into docs/testing.md.
 
 Each failure prints a line that replays it, and is added to fixtures/failures.txt, which all later runs replay first.
-Ends with 0 when nothing was found, 1 when something was.
+Ends with 0 when nothing was found, 1 when something was, or when the full profile could not do all it has to.
 """
 
 import argparse
@@ -40,6 +40,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--modes", help="only these, with commas between them")
     parser.add_argument("--replay", metavar="LINE", help="do one failure again")
     parser.add_argument("--write", action="store_true", help="put the figures into docs/testing.md")
+    parser.add_argument(
+        "--add",
+        type=Path,
+        action="append",
+        help="count the tallies of an earlier --json in (legs of one run)",
+    )
     parser.add_argument("--json", type=Path, help="write the tallies here, a line for each mode")
     return parser.parse_args()
 
@@ -54,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tools.modes import corpus, report  # noqa: PLC0415
     from tools.modes.profiles import PROFILES  # noqa: PLC0415
     from tools.modes.runner import Run  # noqa: PLC0415
+    from tools.modes.tally import Tally  # noqa: PLC0415
 
     if arguments.replay:
         with tempfile.TemporaryDirectory(prefix="walbatch-replay-") as scratch:
@@ -73,6 +80,10 @@ def run(arguments: argparse.Namespace) -> int:
         work.run()
     except KeyboardInterrupt:
         print("interrupted")
+    for path in arguments.add or ():
+        for line in path.read_text().splitlines():
+            earlier = Tally.from_json(line)
+            work.tallies.setdefault(earlier.mode, Tally(mode=earlier.mode)).add(earlier)
     failures = [failure for tally in work.tallies.values() for failure in tally.failures]
     print(report.text(work.tallies, work.seconds))
     if failures:
@@ -84,7 +95,12 @@ def run(arguments: argparse.Namespace) -> int:
         where = f"{os.cpu_count()} shared cores, Linux {platform.release().split('-')[0]}, Python {platform.python_version()}"
         section = report.markdown(work.tallies, command=command, seconds=work.seconds, where=where)
         report.write(DOCUMENT, section)
-    return 1 if failures else 0
+    short = [
+        mode for mode, tally in work.tallies.items() if not tally.complete and arguments.profile != "quick"
+    ]
+    if short:
+        print(f"not all was done of {', '.join(short)}")
+    return 1 if failures or short else 0
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from tests.testing.engines import Mistake, ToyEngine, open_engine
+from tests.testing.engines import Mistake, ToyEngine
 from tests.testing.test_explore import WithoutDirectorySync, WithoutSync
 from walbatch.config import Trigger
 from walbatch.errors import CorruptionError, WalbatchError
+from walbatch.testing.shipped import open_engine
 from walbatch.testing.simulation import (
     Cut,
     FailedSync,

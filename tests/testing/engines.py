@@ -14,13 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import walbatch as wb
-from walbatch.testing.shipped import open_engine
 from walbatch.testing.simulation.disk import PIECE_BYTES
 from walbatch.testing.simulation.machine import Process
 from walbatch.testing.simulation.workload import STORE
 from walbatch.types import Batch, CutReason
-
-__all__ = ["Mistake", "ToyEngine", "open_engine"]
 
 
 class Mistake(enum.StrEnum):

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import walbatch as wb
-from tests.testing.engines import Mistake, ToyEngine, open_engine
+from tests.testing.engines import Mistake, ToyEngine
+from walbatch.testing.shipped import open_engine
 from walbatch.testing.simulation.backend import Manner
 from walbatch.testing.simulation.explore import Explorer, Plan, sweep_faults
 from walbatch.testing.simulation.faults import Fault

@@ -24,7 +24,17 @@ from tools.modes.lives import images_of, live, quiet
 from tools.modes.prediction import predict
 from tools.modes.tally import Job, Progress, Tally
 from tools.modes.workloads import WORKLOADS
-from walbatch.testing.simulation import Cut, FailedSync, Fault, FaultPlan, Machine, Process, Session, Workload
+from walbatch.testing.simulation import (
+    Cut,
+    FailedSync,
+    Fault,
+    FaultPlan,
+    Machine,
+    Oracle,
+    Process,
+    Session,
+    Workload,
+)
 from walbatch.testing.simulation.backend import Manners
 from walbatch.testing.simulation.faults import CallSite
 from walbatch.testing.simulation.history import Ended, Event
@@ -70,7 +80,7 @@ UNREACHED: Final[Mapping[CallSite, str]] = {}
 
 _FILES: Final = frozenset({
     "write", "read", "datasync", "preallocate", "truncate", "size", "make_directory", "list_directory", "create", "open_read",
-    "rename", "unlink", "sync_directory", "lock",
+    "rename", "unlink", "sync_directory", "lock", "exists", "is_directory",
 })  # fmt: skip
 _STATES: Final = frozenset({"load_checkpoint", "save_checkpoint", "load_lanes", "save_lanes", "open_state"})
 _PORTS: Final = frozenset({
@@ -362,6 +372,31 @@ def _visit(visit: Visit, tally: Tally) -> None:
             last = live(image.clone(), after, scenario.workload, seed=1, name="last")
             for problem in [*([last.error] if last.error else []), *twin.judge(after)]:
                 tally.fail(f"{visit.cell}: {problem} ({label})", visit.line)
+    _kill_then_cut(visit, oracle, points[-1], tally)
+
+
+def _kill_then_cut(visit: Visit, oracle: Oracle, point: _Point, tally: Tally) -> None:
+    """The process is killed, so that the next one finds what the cache holds; then the power goes, and comes back.
+
+    Not where a failed sync has dropped names for good: they are still seen, later syncs of their directory succeed without
+    them, and no other process can know of it.
+    """
+    if point.machine.fs.failed_sync_drops_names:
+        return
+    workload = visit.scenario.workload
+    (_, machine), *_ = images_of(point.machine, Cut.KILL, seed=0)
+    history: list[Event] = [Ended(cut=Cut.KILL, at_ns=point.now_ns)]
+    life = live(machine.clone(), history, workload, seed=1, name="killed")
+    history.append(Ended(cut=Cut.POWER, at_ns=life.process.clock.now_ns))
+    found = images_of(life.process.machine, Cut.POWER, seed=len(history), strict=visit.turn == 2)
+    label, image = found[len(history) % len(found)]
+    last = live(image.clone(), history, workload, seed=1, name="last")
+    tally.figures["crash states"] += 2
+    for error in (life.error, last.error):
+        if error:
+            tally.fail(f"{visit.cell}, killed: {error}", visit.line)
+    for problem in oracle.fork().judge(history):
+        tally.fail(f"{visit.cell}, killed: {problem} ({label})", visit.line)
 
 
 def replay(line: str, _scratch: Path) -> list[str]:

@@ -144,6 +144,6 @@ def table(tally: Tally) -> str:
 
 
 def _scene_of(probe: str) -> str:
-    """What it was killed on."""
-    scene = probe.partition(":")[2].partition(":")[2] or probe.partition(":")[2]
-    return scene.replace("_", " ").replace("/", ", ")
+    """What it was killed on, without the number of seeds."""
+    parts = probe.rpartition(":")[2].split("/")
+    return ", ".join(part.replace("_", " ") for part in parts if not part.isdigit())

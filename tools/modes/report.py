@@ -13,6 +13,8 @@ from tools.modes.tally import Tally
 BEGIN: Final = "<!-- figures of tools/torture.py: begin -->"
 END: Final = "<!-- figures of tools/torture.py: end -->"
 
+INCOMPLETE: Final = "not all of it: the time was over first"
+
 TITLES: Final[Mapping[str, str]] = {
     "corpus": "Failures of earlier runs, replayed",
     "images": "Simulated crash images",
@@ -35,7 +37,8 @@ def text(tallies: Mapping[str, Tally], seconds: float) -> str:
         tally = tallies.get(mode)
         if tally is None:
             continue
-        lines.append(title + (f": skipped, {tally.skipped}" if tally.skipped else ""))
+        notes = [f"skipped: {tally.skipped}"] * bool(tally.skipped) + [INCOMPLETE] * (not tally.complete)
+        lines.append(": ".join([title, *notes]))
         lines += [f"  {name:<55} {count:>14,}" for name, count in sorted(tally.figures.items())]
     failures = sum(tally.figures["failures"] for tally in tallies.values())
     lines.append(f"{failures:,} failures in {seconds / 60:.1f} minutes")
@@ -54,7 +57,9 @@ def markdown(tallies: Mapping[str, Tally], *, command: str, seconds: float, wher
         for name, count in sorted(tally.figures.items()):
             if name != "failures" or count:
                 lines.append(f"| {title} | {name} | {count:,} |")
-        if not tally.figures["failures"]:
+        if not tally.complete:
+            lines.append(f"| {title} | {INCOMPLETE} | |")
+        if not tally.figures["failures"] and not tally.skipped:
             lines.append(f"| {title} | **failures** | **0** |")
     images = tallies.get("images")
     if images is not None:

@@ -22,7 +22,7 @@ from typing import Any, Final
 import walbatch as wb
 from tools.modes import schedules
 from tools.modes.tally import Job, Tally
-from tools.modes.workloads import WORKLOADS as COMMON
+from tools.modes.workloads import STORM
 from tools.mutants import answers, conformance, rot
 from tools.mutants.signals import Signals, open_interrupted, undeterred
 from tools.mutants.watched import (
@@ -54,7 +54,9 @@ SECONDS: Final = 25.0
 """Real time for one probe: far more than the slowest takes on a right engine."""
 SCHEDULES: Final = 24
 INTERRUPTS: Final = 24
-WORKLOADS: Final[Mapping[str, Workload]] = {**COMMON, **schedules.SMALL, **OWN}
+WORKLOADS: Final[Mapping[str, Workload]] = {
+    name.replace(" ", "_"): workload for name, workload in {**schedules.ALL, STORM.name: STORM, **OWN}.items()
+}
 CALLS: Final = ("datasync", "sync_directory", "write", "read", "save_checkpoint")
 
 
@@ -91,12 +93,14 @@ def all_probes() -> Iterator[str]:
         f"{mode}:{name}" for mode in ("quarantine", "names", "stale") for name in ("single", "nowait", "roll")
     )
     yield "images:deep"
-    yield from (f"zeros:{name}" for name in rot.STORIES)
+    # The single frame of `one` has no proof behind it: damaged, it is a torn tail.
+    proven = [name for name in rot.STORIES if name != "one"]
+    yield from (f"zeros:{name}" for name in proven)
     yield from (f"splice:{name}" for name in ("killed",))
     yield "cuts:backlog"
     yield from (f"loss:{name}" for name in rot.STORIES)
     yield from (f"twice:{name}" for name in ("single", "reopen", "transactional", "interval"))
-    yield from (f"bits:{name}" for name in rot.STORIES)
+    yield from (f"bits:{name}" for name in proven)
     yield "images:eleven_segments"
     yield from (
         f"faults:{name}/{call}"
@@ -125,7 +129,7 @@ def _explored(explorer: Explorer) -> Found:
 
 def _images(scene: str) -> Found:
     name, _, seeds = scene.partition("/")
-    opener, workload = (open_deep, COMMON["single"]) if name == "deep" else (open_engine, WORKLOADS[name])
+    opener, workload = (open_deep, WORKLOADS["single"]) if name == "deep" else (open_engine, WORKLOADS[name])
     states = 0
     found = Found(states=0)
     for seed in range(int(seeds or 1)):

@@ -84,10 +84,6 @@ class _Strict(_Proxy):
         self._paused = True
         self._engine.pause(kind)
 
-    def resume(self, kind: str) -> None:
-        self._paused = False
-        self._engine.resume(kind)
-
     def close(self, *, drain: bool = True, timeout: float | None = 30.0) -> Any:
         report = self._engine.close(drain=drain, timeout=timeout)
         if drain and not self._paused and report.reason.startswith("drained, except"):

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 
 from walbatch.testing.simulation.faults import Fault, FaultPlan
 from walbatch.testing.simulation.filesystem import SimulatedFileSystem
-from walbatch.testing.simulation.history import Ended, Event
+from walbatch.testing.simulation.history import Ended, Event, Submitted
 from walbatch.testing.simulation.images import Cut
 from walbatch.testing.simulation.machine import Machine, Process
 from walbatch.testing.simulation.scheduler import ProcessKilled
@@ -53,6 +53,8 @@ class Plan:
     """Makes the schedule of each life from a seed."""
     recheck: float = 1 / 64
     """How often an image that looks like an earlier one is recovered all the same."""
+    from_first_submit: bool = False
+    """Leave out the crashes before anything was submitted: making a new store is the same for all workloads."""
     states_max: int | None = None
     seconds: float | None = None
     """Real time after which the exploration stops where it is; what it reports is then not everything."""
@@ -73,13 +75,15 @@ class Failure:
 class Report:
     """What was explored.
 
-    `states` counts pairs of a history and a crash image that differ; each was read by the look, or recovered. `recoveries` counts
-    lives of the whole engine on an image.
+    `states` counts pairs of a history and a crash image, no two of them equal; each was read by the look, or recovered.
+    `recoveries` counts lives of the whole engine on an image.
     """
 
     workload: str
     points: int = 0
     states: int = 0
+    repeats: int = 0
+    """Images that equalled an earlier one with the same history: not counted as states."""
     recoveries: int = 0
     rechecks: int = 0
     """Recoveries of images that looked like one before."""
@@ -140,7 +144,8 @@ class Explorer:
         self._wrap_fs = wrap_fs
         self._look = look
         self._lives: dict[object, _Life] = {}
-        self._judged: set[object] = set()
+        self._judged: set[int] = set()
+        self._seen: set[int] = set()
         self._chance = random.Random(f"recheck {self.plan.seed}")
         self._deadline = 0.0
         self.calls: Counter[str] = Counter()
@@ -171,7 +176,11 @@ class Explorer:
         if life.error:
             self._fail(life.error, where)
         self._judge(history, where)
-        self._crash_at(life.points, history, (), where, depth=1)
+        points = life.points
+        if self.plan.from_first_submit:
+            first = next((n for n, event in enumerate(history) if isinstance(event, Submitted)), len(history))
+            points = [point for point in points if point.events > first]
+        self._crash_at(points, history, (), where, depth=1)
 
     def _crash_at(
         self, points: Sequence[_Point], history: list[Event], past: tuple[object, ...], where: str, *, depth: int, base: int = 0
@@ -191,9 +200,8 @@ class Explorer:
                     if self._is_over():
                         self.report.complete = False
                         return
-                    self.report.calls[point.call] += 1
                     here = f"{where} crash={point.step} image={label}"
-                    self._recover(machine, before, (*past, point.events, cut), here, depth=depth)
+                    self._recover(machine, before, (*past, point.events, cut), here, point.call, depth=depth)
 
     def _is_over(self) -> bool:
         plan, report = self.plan, self.report
@@ -204,35 +212,52 @@ class Explorer:
         )
 
     def _recover(
-        self, machine: Machine, before: list[Event], past: tuple[object, ...], where: str, *, depth: int
-    ) -> None:
+        self, machine: Machine, before: list[Event], past: tuple[object, ...], where: str, call: str, *, depth: int
+    ) -> None:  # fmt: skip
+        # Hashes stand for what they are made of: 2^64 of them, and millions of states.
+        exact = hash(machine.fingerprint())
+        state = hash((past, exact))
+        if state in self._seen:
+            self.report.repeats += 1
+            return
+        self._seen.add(state)
         self.report.states += 1
+        self.report.calls[call] += 1
         # What a kill leaves reads like what a power cut leaves, but may be lost yet by a later cut: where one can come, only equal
         # images are the same.
         comparable = past[-1] is Cut.POWER or depth == self.plan.depth
         seen = self._look(machine) if self._look is not None and comparable else None
-        # Hashes stand for what they are made of: 2^64 of them, and millions of states.
-        key = hash(machine.fingerprint() if seen is None else seen)
+        key = exact if seen is None else hash(seen)
         past = (*past, key)
         judged = hash(past)
         again = judged in self._judged
-        if again and (seen is None or self._chance.random() >= self.plan.recheck):
+        if again and self._chance.random() >= self.plan.recheck:
             return
         self._judged.add(judged)
-        life = None if again else self._lives.get((key, depth))
+        life = self._lives.get((key, depth))
+        if again and life is not None:
+            self._compare(life, machine, where, depth)
+            return
         if life is None:
             self.report.recoveries += 1
-            self.report.rechecks += again
             life, _ = self._live(
-                machine.clone(), [], str(depth), verify_by_use, watch=depth < self.plan.depth and not again
+                machine.clone(), [], str(depth), verify_by_use, watch=depth < self.plan.depth
             )
-            self._lives.setdefault((key, depth), life)
+            self._lives[key, depth] = life
         history = [*before, *life.events]
         if life.error:
             self._fail(life.error, where)
         self._judge(history, where)
-        if depth < self.plan.depth and not again:
+        if depth < self.plan.depth:
             self._crash_at(life.points, history, past, where, depth=depth + 1, base=len(before))
+
+    def _compare(self, life: _Life, machine: Machine, where: str, depth: int) -> None:
+        """Recover an image that looks like another one: the same must happen."""
+        self.report.recoveries += 1
+        self.report.rechecks += 1
+        again, _ = self._live(machine.clone(), [], str(depth), verify_by_use)
+        if (again.error, again.events) != (life.error, life.events):
+            self._fail("looks like another image, and was recovered differently", where)
 
     def _live(
         self, machine: Machine, history: list[Event], name: str, use: Callable[[Session], None], *,

@@ -244,11 +244,17 @@ class SimulatedFileSystem:
         return sorted(self._directory(path).view)
 
     def is_directory(self, path: str) -> bool:
-        """Whether it is one."""
+        """Whether it is one. Makes no step: nothing depends on the moment at which it looks."""
+        self._check_fault("is_directory", path)
         return isinstance(self._find(path), Directory)
 
     def exists(self, path: str) -> bool:
-        """Whether `path` names anything."""
+        """Whether `path` names anything. Makes no step either."""
+        self._check_fault("exists", path)
+        return self.holds(path)
+
+    def holds(self, path: str) -> bool:
+        """The same, asked from outside of any process: it never fails."""
         return self._find(path) is not None
 
     def create(self, path: str) -> SimulatedFile:
@@ -331,6 +337,9 @@ class SimulatedFileSystem:
 
     def _call(self, call: str, path: str) -> None:
         self.on_call(call, path)
+        self._check_fault(call, path)
+
+    def _check_fault(self, call: str, path: str) -> None:
         fault = self.faults.due(call, path)
         if fault is not None:
             raise injected(fault.error, path)

@@ -125,7 +125,7 @@ class Process:
     def open_state(self, path: str, store: bytes, quarantine: str) -> SimulatedState:
         """The state of the store: a file of the same name marks it, so that a directory that is lost takes it along."""
         marker = f"{path}/data.mdb"
-        if not self.machine.fs.exists(marker):
+        if not self.machine.fs.holds(marker):
             try:
                 self.machine.fs.create(marker).close()
                 self.machine.fs.sync_directory(path)

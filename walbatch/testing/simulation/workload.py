@@ -238,9 +238,12 @@ class Session:
         self.process.threads.event().wait(int(seconds * 1e9))
 
     def close(self, *, drain: bool = True) -> None:
-        """Close the engine. Then every ticket must have been resolved."""
+        """Close the engine. Then every ticket must have been resolved, and nothing may have stopped it that did not fail."""
+        stats = getattr(self.engine, "stats", None)
+        idle = stats is not None and any(lane.paused or lane.held for lane in stats().lanes.values())
         report = self.engine.close(drain=drain, timeout=CLOSE_S)
         self.engine = None
+        self._check_reason(report, idle=idle)
         tickets, self._tickets = self._tickets, []
         for payload, ticket, told in tickets:
             applied = False
@@ -255,6 +258,19 @@ class Session:
             self._history.append(Drained(segments=self._segments() if whole else None))
         elif report.reason == "timeout" and report.elapsed_s >= CLOSE_S / 2 and not self.process.faults.hits:
             raise AssertionError(f"the engine did not drain in {CLOSE_S} s of virtual time: {report}")
+
+    def _check_reason(self, report: Any, *, idle: bool) -> None:
+        """What the report may say. `idle`: a lane was paused or has no backend."""
+        if report.reason.startswith("failed") and not self.may_fail:
+            raise AssertionError(f"the engine stopped, and nothing had failed: {report}")
+        if report.reason.startswith("drained,") and not idle:
+            raise AssertionError(f"the engine left operations, and no lane was idle: {report}")
+
+    @property
+    def may_fail(self) -> bool:
+        """Whether anything has happened that may stop an engine: a failed call, a full disk, no descriptors left."""
+        fs = self.process.machine.fs
+        return bool(self.process.faults.hits or fs.capacity_bytes or fs.files_max)
 
     def _segments(self) -> int | None:
         """Segments in the store, if it is made as the shipped engine makes it."""

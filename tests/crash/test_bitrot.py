@@ -12,14 +12,15 @@ import pytest
 
 from tools.bitrot import memory, state
 from tools.bitrot.damages import ENDINGS, Catalogue, Damage
-from tools.bitrot.store import STORE_BYTES, Stores, make_stores
-from tools.bitrot.verdict import Bench, Outcome
+from tools.bitrot.store import ROOT, STORE_BYTES, Store, Stores, make_stores
+from tools.bitrot.verdict import Bench, Changes, Opened, Outcome
 from tools.modes import bitrot
 from tools.modes.tally import Job, Tally
 from walbatch import limits
 from walbatch.core import frame as frame_module
 from walbatch.core import scanner
 from walbatch.core.frame import FrameType
+from walbatch.errors import CorruptionError, StorageError, StoreLocked, WalbatchError
 from walbatch.storage import log as log_module
 
 DAMAGES = 4_000
@@ -171,6 +172,54 @@ def test_a_recovery_that_believes_too_much_is_found_and_its_failure_replays(
     monkeypatch.undo()
     memory.forget()
     assert not bitrot.replay(tally.failures[0].replay, tmp_path)
+
+
+def blamed(store: Store, path: str, changes: Changes) -> str:
+    """What the verdict has against an error that names this path, after these changes."""
+    error = CorruptionError("damaged", path=path, expected="a valid frame")
+    opened = Opened(error=error, rows={})
+    return Bench(store).judge(changes, store.checkpoint, opened).problem
+
+
+def test_an_error_that_blames_another_file_than_the_damaged_one_is_a_failure(stores: Stores) -> None:
+    store = stores.closed
+    first, second, third, *_, last = store.segments
+    flipped: Changes = {second: b"?" + store.files[second][1:]}
+    lost: Changes = {second: None}
+    for name in (first, second, third):
+        assert not blamed(store, f"{ROOT}/{name}", flipped), name
+    for path in (f"{ROOT}/{last}", ROOT, f"{ROOT}/identity", f"{ROOT}/state"):
+        assert "blames another file" in blamed(store, path, flipped), path
+    assert not blamed(store, ROOT, lost)
+    assert "blames another file" in blamed(store, f"{ROOT}/{last}", lost)
+    foreign: Changes = {"identity": stores.other.files["identity"]}
+    assert not blamed(store, f"{ROOT}/{first}", foreign)
+    assert "blames another file" in blamed(store, f"{ROOT}/state", foreign)
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (CorruptionError("damaged", path="{copy}/state"), "detected"),
+        (CorruptionError("damaged", path="{copy}/wal/0000000000000000001.seg"), "silent"),
+        (StoreLocked("store", pid=None, host=None), "silent"),
+        (StorageError("no room", path="{copy}/state"), "silent"),
+    ],
+    ids=["state", "another file", "locked", "full disk"],
+)  # fmt: skip
+def test_only_an_error_about_state_detects_a_flip_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: WalbatchError, outcome: str
+) -> None:
+    def refuse(_fs: object, root: str, **_: object) -> None:
+        if isinstance(error, StorageError):
+            error.path = error.path.replace("{copy}", root)
+        raise error
+
+    made = state._make(tmp_path / "made")
+    monkeypatch.setattr(state, "open_store", refuse)
+    found, problem = state._flip(tmp_path / "copy", made, 0)
+    assert found == outcome
+    assert bool(problem) == (outcome == "silent")
 
 
 def test_a_process_that_dies_of_a_flip_is_a_failure_and_the_others_go_on(

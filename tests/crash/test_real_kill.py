@@ -8,7 +8,7 @@ from typing import Any, Final
 import pytest
 
 from tools.modes import kill
-from tools.modes.judge import Judge
+from tools.modes.judge import EXCUSED_S, Judge
 from tools.modes.tally import Job
 from tools.modes.worker import key_at, name_of, payload_of
 
@@ -45,7 +45,8 @@ def judge_of(*said: list[Any], durability: str = "sync") -> Judge:
 
 
 SUBMIT: Final = ["submit", "once", 0, 0, 2]
-ACK: Final = ["ack", "once", 0, 0, 2, 1]
+GIVEN_AT: Final = 1_000.0
+ACK: Final = ["ack", "once", 0, 0, 2, 1, GIVEN_AT]
 WHOLE: Final = [(f"n:{NAME}", "1 1"), (f"n:{OTHER}", "1 2")]
 
 
@@ -84,14 +85,34 @@ def test_the_judge_says_what_is_wrong(
 
 def test_a_power_cut_may_take_what_a_lane_syncs_later_until_a_recovery_has_shown_it() -> None:
     taken = judge_of(SUBMIT, ACK, durability="interval")
-    taken.end(power=True)
+    taken.end(power=True, at=GIVEN_AT + EXCUSED_S / 2)
     assert taken.check([]) == []
     killed = judge_of(SUBMIT, ACK, durability="interval")
-    killed.end(power=False)
+    killed.end(power=False, at=GIVEN_AT)
     assert any("LOST" in problem for problem in killed.check([]))
-    shown = judge_of(SUBMIT, ACK, ["ready"], durability="interval")
-    shown.end(power=True)
+    shown = judge_of(SUBMIT, ACK, ["ready", GIVEN_AT], durability="interval")
+    shown.end(power=True, at=GIVEN_AT)
     assert any("LOST" in problem for problem in shown.check([]))
+
+
+def test_a_power_cut_may_not_take_what_was_acknowledged_longer_ago_than_its_interval() -> None:
+    judge = judge_of(SUBMIT, ACK, durability="interval")
+    judge.end(power=True, at=GIVEN_AT + 2 * EXCUSED_S)
+    assert any("LOST from lane once" in problem for problem in judge.check([]))
+    assert judge.figures["acknowledged longer ago than their interval at a cut"] == 2
+    assert judge.figures["acknowledged within their interval, lost or not"] == 0
+
+
+def test_what_a_kill_left_unsynced_grows_no_older_until_the_power_cut() -> None:
+    young = judge_of(SUBMIT, ACK, durability="interval")
+    young.end(power=False, at=GIVEN_AT)
+    young.end(power=True, at=GIVEN_AT + 2 * EXCUSED_S)
+    assert young.check([]) == []
+    assert young.figures["acknowledged within their interval, lost or not"] == 2
+    old = judge_of(SUBMIT, ACK, durability="interval")
+    old.end(power=False, at=GIVEN_AT + 2 * EXCUSED_S)
+    old.end(power=True, at=GIVEN_AT + 3 * EXCUSED_S)
+    assert any("LOST" in problem for problem in old.check([]))
 
 
 def test_a_payload_says_which_operation_it_is_and_nothing_else_passes() -> None:

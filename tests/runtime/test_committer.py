@@ -395,6 +395,94 @@ def test_a_disk_that_stays_full_is_a_failure_at_the_deadline() -> None:
     rig.stop()
 
 
+def test_a_failure_elsewhere_ends_the_wait_for_room_and_what_was_acknowledged_is_synced() -> None:
+    rig = Rig(disk_full_wait_ms=3_600_000, interval_ms=3_600_000)
+    rig.submit(b"soon", needs_sync=False)
+    rig.log.before = failing("append", OSError(errno.ENOSPC, "no space"))
+    caller = Caller(lambda: rig.submit(b"a"))
+    wait_until(lambda: rig.committer._sleepers == 1, what="it waits for room")
+    assert rig.log.synced_lsn == 1
+    tries = 0
+
+    def count(call: str) -> None:
+        nonlocal tries
+        tries += call == "append"
+
+    rig.committer.halt(wb.StorageError("the checkpoint failed"))
+    rig.log.before = count
+    assert isinstance(caller.wait().error, wb.StorageError)
+    wait_until(lambda: rig.committer._owner is None, what="the log is given back")
+    rig.stop()
+    assert rig.log.of("append") == [("append", 1, [b"soon"])], "a group that was given up is not written"
+    assert len(rig.failures) == 1
+
+
+def test_what_was_acknowledged_is_synced_before_the_wait_for_room_although_the_engine_has_failed() -> None:
+    rig = Rig(disk_full_wait_ms=3_600_000, interval_ms=3_600_000, start=False)
+    rig.submit(b"soon", needs_sync=False)
+
+    def full(call: str) -> None:
+        if call == "append":
+            rig.committer.halt(wb.StorageError("the checkpoint failed"))
+            raise OSError(errno.ENOSPC, "no space")
+
+    rig.log.before = full
+    assert isinstance(Caller(lambda: rig.submit(b"a")).wait().error, wb.StorageError)
+    assert rig.log.synced_lsn == 1
+
+
+@pytest.mark.parametrize("call", ["append", "sync"])
+def test_a_committers_thread_that_dies_syncs_what_was_acknowledged(call: str) -> None:
+    rig = Rig(interval_ms=3_600_000)
+    rig.submit(b"soon", needs_sync=False)
+    deaths = iter([MemoryError("of anything")])
+
+    def die(name: str) -> None:
+        if name == call and (error := next(deaths, None)):
+            raise error
+
+    rig.log.before = die
+    _, durable = rig.submit(b"a", wait=False)
+    assert durable.wait(30 * 10**9)
+    rig.stop()
+    assert rig.log.synced_lsn == rig.log.last_lsn
+    assert rig.committer._owner is None
+
+
+def test_a_committers_thread_that_dies_leaves_the_log_to_the_leader_who_has_it() -> None:
+    died = threading.Event()
+
+    class Dying(RealCondition):
+        """Kills the committer's thread while a leader is at work."""
+
+        def wait(self, timeout_ns: int | None = None) -> bool:
+            if armed.is_set() and rig.committer.is_own_thread() and not died.is_set():
+                died.set()
+                raise MemoryError("of anything")
+            return super().wait(timeout_ns)
+
+    class Threads(RealThreads):
+        def condition(self) -> RealCondition:
+            return Dying()
+
+    armed = threading.Event()
+    rig = Rig(threads=Threads())
+    gate = Gate(rig.log, "append")
+    leader = Caller(lambda: rig.submit(b"a"))
+    gate.wait_reached()
+    owner = rig.committer._owner
+    armed.set()
+    rig.submit(b"b", wait=False, needs_sync=False)  # wakes the thread
+    with rig.committer._cond:
+        rig.committer._cond.notify_all()
+    wait_until(lambda: bool(rig.failures), what="the death is told")
+    assert rig.committer._owner is owner
+    gate.open()
+    assert leader.wait().error is not None
+    rig.stop()
+    assert rig.log.synced_lsn == rig.log.last_lsn
+
+
 @pytest.mark.parametrize("call", ["append", "sync"])
 def test_the_death_of_the_committers_thread_is_loud(call: str) -> None:
     rig = Rig()

@@ -30,6 +30,19 @@ def test_it_is_what_the_ports_describe(fs: RealFileSystem, tmp_path: Path) -> No
     file.close()
 
 
+def test_a_directory_that_is_there_but_cannot_be_looked_at_is_an_error_of_its_own(
+    fs: RealFileSystem, tmp_path: Path
+) -> None:
+    fs.make_directory(str(tmp_path))
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(FileExistsError):
+        fs.make_directory(str(tmp_path / "file"))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(OSError, match="symbolic links") as caught:
+        fs.make_directory(str(tmp_path / "loop"))
+    assert caught.value.errno == errno.ELOOP
+
+
 def test_many_buffers_are_written_one_after_the_other(fs: RealFileSystem, tmp_path: Path) -> None:
     file = fs.create(str(tmp_path / "f"))
     buffers = [b"%d " % n for n in range(3 * IOV_MAX)] + [b""]

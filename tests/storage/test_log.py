@@ -15,9 +15,11 @@ from tests.memory import MemoryFileSystem
 from tests.runtime.fakes import Caller
 from walbatch.core.frame import SECTOR
 from walbatch.core.recovery import StoreFacts, make_plan
+from walbatch.errors import StorageError
 from walbatch.ports import DecodedFrame
 from walbatch.ports import Log as LogPort
 from walbatch.runtime.clock import RealClock, RealEntropy, RealThreads
+from walbatch.storage import layout
 from walbatch.storage.layout import Layout, encode_identity, read_identity
 from walbatch.storage.log import Log, LogSettings
 from walbatch.storage.survey import survey
@@ -349,6 +351,55 @@ def test_after_a_failed_sync_the_log_takes_nothing_more_and_says_so_once_and_for
     again = open_log(fs.after_power_cut())
     found = payloads_of(again)
     assert {n: found[n] for n in range(1, 21)} == {n: b"%d" % n * 200 for n in range(1, 21)}
+
+
+@pytest.mark.parametrize("where", ["sync", "roll"])
+def test_a_failed_sync_is_not_tried_again_although_a_signal_hides_it(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def interrupted(*_: object) -> StorageError:
+        raise KeyboardInterrupt
+
+    fs = new_store()
+    log = open_log(fs)
+    append(log, bytes(3000), sync=where == "roll")
+    tries = 0
+
+    def before(call: str, _: str) -> None:
+        nonlocal tries
+        if call == "datasync":
+            tries += 1
+            raise OSError(errno.EIO, "broken")
+
+    fs.fail = before
+    with monkeypatch.context() as patch:
+        patch.setattr(layout, "sync_failed", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            log.sync() if where == "sync" else append(log, bytes(3000))
+    for _ in range(2):
+        with pytest.raises(StorageError):
+            log.sync()
+    assert tries == 1
+
+
+def test_a_sync_that_a_signal_interrupts_can_be_made_again() -> None:
+    fs = new_store()
+    log = open_log(fs)
+    append(log, b"a", sync=False)
+    interrupts = iter([KeyboardInterrupt()])
+
+    def before(call: str, _: str) -> None:
+        if call == "datasync" and (error := next(interrupts, None)):
+            raise error
+
+    fs.fail = before
+    try:
+        raise OSError(errno.EIO, "what the caller is handling")
+    except OSError:
+        with pytest.raises(KeyboardInterrupt):
+            log.sync()
+    log.sync()
+    log.close(next_lsn=2)
 
 
 def test_a_second_failed_sync_of_the_same_segment_is_the_roll_that_must_not_believe_it() -> None:

@@ -115,8 +115,12 @@ def _flip(copy: Path, made: Made, bit: int) -> tuple[str, str]:
             RealFileSystem(), str(copy), clock=RealClock(), entropy=RealEntropy(), note={"pid": os.getpid()},
             open_state=lambda path, uuid: LmdbState.open_for_engine(path, uuid, Layout(str(copy)).quarantine),
         )  # fmt: skip
-    except WalbatchError:
-        return "detected", ""
+    except wb.CorruptionError as error:
+        if error.path.startswith(f"{copy}/state"):
+            return "detected", ""
+        return "silent", f"an error that blames another file: {error}"
+    except WalbatchError as error:
+        return "silent", f"damage is answered with {type(error).__name__}: {error}"
     except Exception as error:  # noqa: BLE001 - an error that is not typed is a finding
         return "silent", f"an untyped error: {error!r}"
     try:

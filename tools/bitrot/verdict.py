@@ -50,11 +50,11 @@ class Outcome(enum.StrEnum):
 
     DETECTED = "detected"
     """A typed error that names the place; nothing was changed."""
-    REPORTED = "reported as torn"
-    """Operations that nothing proves were given up, and that was reported."""
+    REPORTED = "acknowledged and given up with a report"
+    """Operations that nothing proves any more were given up as a torn write, and that was reported."""
     HARMLESS = "harmless"
     """Everything acknowledged was recovered, byte for byte."""
-    BEYOND_PROOF = "beyond proof"
+    BEYOND_PROOF = "acknowledged and given up, nothing could tell"
     """The end is gone, and nothing is left that could tell that it was there; or the oldest segments and state/ are both gone."""
     SILENT = "silent"
     """Something acknowledged was lost or changed, or something was invented, without a word."""
@@ -246,11 +246,30 @@ class Bench:
         if isinstance(error, wb.CorruptionError):
             if not (error.path.startswith(ROOT) and error.offset % SECTOR == 0 and error.expected):
                 return f"an error that does not name its place: {error}"
+            if not self._is_blamed_rightly(changes, error.path, error.expected):
+                return f"an error that blames another file than the damaged {sorted(changes)}: {error}"
         elif not isinstance(error, wb.UnsupportedFormat):
             return f"damage is answered with {type(error).__name__}: {error}"
         if changes and all(self._is_slack(name, data) for name, data in changes.items()):
             return f"nothing that counts was touched, and it is refused: {error}"
         return ""
+
+    def _is_blamed_rightly(self, changes: Changes, path: str, expected: str) -> bool:
+        """Whether an error names what was damaged: the file, a neighbour of it in the chain, or the store that lacks a file."""
+        if path == ROOT:
+            # S2 names the store and says in words that its identity is damaged.
+            return None in changes.values() or ("identity" in changes and expected.startswith("identity"))
+        segments = sorted({*self.store.segments, *(name for name in changes if name.startswith("wal/"))})
+        blamed = path.removeprefix(f"{ROOT}/")
+        for name in changes:
+            if name == blamed:
+                return True
+            if name in segments and blamed in segments:
+                between = abs(segments.index(name) - segments.index(blamed))
+                if between == 1:
+                    return True
+        # With a sound identity of another store every segment is foreign, and the first that counts is named.
+        return "identity" in changes and blamed in segments
 
     def _is_slack(self, name: str, data: bytes | None) -> bool:
         """Whether a change is confined to the room behind the frames of a segment."""

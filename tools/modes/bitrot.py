@@ -5,9 +5,10 @@ recovered on a copy by the shipped recovery, which reads everything back, and is
 is done again without the shortcut that makes this affordable, and a few by a whole engine. state/ is real: bits of real LMDB
 files are flipped and opened in a child process (`tools.bitrot.state`).
 
-A damage is *detected*, *reported as torn*, *harmless*, *beyond proof* (nothing but zeros, or nothing at all, is left of an end that
-no later byte vouched for; or the oldest segments are gone together with state/, which would know whether they were trimmed) or
-*silent*, which is the failure that this mode looks for.
+A damage is *detected*, *harmless*, *acknowledged and given up with a report* (it looks like a torn write, and no later byte
+vouched for what it took), *acknowledged and given up, nothing could tell* (nothing but zeros, or nothing at all, is left of
+such an end; or the oldest segments are gone together with state/, which would know whether they were trimmed) or *silent*,
+which is the failure that this mode looks for. The two that are given up are losses, too: the design does not promise otherwise.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ class Run:
             self.judge.problems.append("a worker on a full disk did not close")
         if worker.code not in {0, 1, -signal.SIGKILL, -signal.SIGTERM}:
             self.judge.problems.append(f"a worker ended with {worker.code}")
-        self.judge.end(power=False)
+        self.judge.end(power=False, at=time.monotonic())
 
     def _listen(self, worker: Worker, deadline: float, *, until_ready: bool = False) -> None:
         while not (until_ready and self.judge.ready) and (message := worker.hear(deadline)) is not None:

@@ -6,14 +6,19 @@ the store has been drained, so everything that was acknowledged must have taken 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
-from tools.modes.worker import COUNT_PREFIX, WRONG_KEY, key_at, name_at
+from tools.modes.worker import COUNT_PREFIX, INTERVAL_MS, WRONG_KEY, key_at, name_at
 
-SHOWN = 3
+SHOWN: Final = 3
+
+EXCUSED_S: Final = 1.0 + INTERVAL_MS / 1000
+"""How old an acknowledgement that is synced later may be for a power cut to take it: the lane's interval, and a second more,
+a hundred intervals, which is what a loaded machine may need to wake a thread and to sync on a disk in a file."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -30,8 +35,8 @@ class Judge:
     _acknowledged: dict[str, dict[str, int]] = field(default_factory=lambda: {"once": {}, "least": {}})
     """LSNs by name."""
     _refused: set[str] = field(default_factory=set)
-    _fragile: dict[str, set[str]] = field(default_factory=lambda: {"once": set(), "least": set()})
-    """Acknowledged in this life by a lane that syncs later: a power cut may take them."""
+    _fragile: dict[str, dict[str, float]] = field(default_factory=lambda: {"once": {}, "least": {}})
+    """Acknowledged by a lane that syncs later, and when: a power cut may take them for a while."""
     _excused: set[str] = field(default_factory=set)
     _applied: dict[str, int] = field(default_factory=dict)
     """LSNs of what the lane `least` applied, by name."""
@@ -46,28 +51,35 @@ class Judge:
         """A process was started."""
         self.ready = False
 
-    def end(self, *, power: bool) -> None:
-        """It is dead. With `power`, so is everything that was not synced.
+    def end(self, *, power: bool, at: float) -> None:
+        """It is dead since `at` (monotonic). With `power`, so is everything that was not synced.
 
-        After a mere kill what was fragile still is: it stands in the page cache until an engine has recovered it.
+        What was acknowledged more than `EXCUSED_S` before must have been synced. After a mere kill what was fragile still is,
+        and grows no older: it stands in the page cache, and nobody syncs it until an engine has recovered it.
         """
-        if power:
-            for names in self._fragile.values():
-                self._excused |= names
-                names.clear()
+        for lane, names in self._fragile.items():
+            young = [name for name, when in names.items() if when >= at - EXCUSED_S]
+            if power:
+                self.figures["acknowledged within their interval, lost or not"] += len(young)
+                self.figures["acknowledged longer ago than their interval at a cut"] += len(names) - len(
+                    young
+                )
+                self._excused.update(young)
+                young = []
+            self._fragile[lane] = dict.fromkeys(young, math.inf)
 
     def hear(self, cycle: int, fields: list[Any]) -> None:
         """Take in a message of a worker."""
         match fields:
-            case ["ready"]:
+            case ["ready", *_]:
                 self.ready = True
                 # What was recovered is exposed: from here on it must stay.
                 for names in self._fragile.values():
                     names.clear()
             case ["submit", _, thread, first, many]:
                 self._submitted[cycle, thread] = first + many
-            case ["ack", lane, thread, first, many, lsn]:
-                self._acknowledge(lane, [name_at(cycle, thread, first + n) for n in range(many)], lsn)
+            case ["ack", lane, thread, first, many, lsn, when]:
+                self._acknowledge(lane, [name_at(cycle, thread, first + n) for n in range(many)], lsn, when)
             case ["refused", _, thread, first, many, _]:
                 self.figures["refused operations"] += many
                 self._refused |= {name_at(cycle, thread, first + n) for n in range(many)}
@@ -81,14 +93,14 @@ class Judge:
             case _:
                 pass
 
-    def _acknowledge(self, lane: str, names: list[str], lsn: int) -> None:
+    def _acknowledge(self, lane: str, names: list[str], lsn: int, when: float) -> None:
         self.figures["acknowledged operations"] += len(names)
         acknowledged = self._acknowledged[lane]
         for offset, name in enumerate(names):
             acknowledged[name] = lsn + offset
             self._name(lsn + offset, name)
         if self.durability[lane] != "sync":
-            self._fragile[lane].update(names)
+            self._fragile[lane].update(dict.fromkeys(names, when))
 
     def _name(self, lsn: int, name: str) -> None:
         other = self._names.setdefault(lsn, name)

@@ -109,7 +109,7 @@ class _Cycles:
         rest = worker.end()
         for fields, _ in rest:
             judge.hear(task.cycle, fields)
-        judge.end(power=False)
+        judge.end(power=False, at=time.monotonic())
         self._count(dying, worker, heard + rest, judge)
 
     @staticmethod

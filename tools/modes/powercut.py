@@ -23,20 +23,29 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tools.modes.disks import Disk, NestedDisk, Unable, images_folder, unshare_mounts
 from tools.modes.forks import ForkServer, Worker
-from tools.modes.judge import Judge
+from tools.modes.judge import EXCUSED_S, Judge
 from tools.modes.kill import drain
 from tools.modes.modelcheck import Model
 from tools.modes.tally import FAILURES_MAX, Job, Progress, Tally
-from tools.modes.worker import Task
+from tools.modes.worker import NEVER_MS, Task
 
 MODE: Final = "powercut"
 ROUND_CUTS: Final = 12
 READY_S: Final = 30.0
+LATE_SHARE: Final = 0.04
+"""Cuts so late that what lanes with an interval acknowledged at first must have been synced."""
+HURRY_S: Final = 0.05
+"""How long a worker submits as fast as it can before a late cut: the disks are small."""
+INTERVAL_SYNC: Final = "interval_sync"
+"""What a control may skip, beside the calls of `SkippingFileSystem`: lanes that sync later never do."""
 REPLAYS: Final = 20
+
+PROMISES: Final = frozenset({"ack", "done", "ready"})
+"""Messages that end with the time at which they were given."""
 
 KINDS: Final[Mapping[str, Callable[[Path], Disk | NestedDisk]]] = {
     "ext4": lambda folder: Disk("ext4", folder),
@@ -56,6 +65,7 @@ class Bench:
     skips: str = ""
     records: bool = True
     """Whether the files are compared with the model."""
+    late_share: float = LATE_SHARE
     disks: dict[str, Disk | NestedDisk] = field(default_factory=dict)
     unable: dict[str, str] = field(default_factory=dict)
     ready_s: dict[str, float] = field(default_factory=dict)
@@ -98,15 +108,18 @@ class Round:
         if after_kill:
             worker = self._start()
             self._until_dying(worker, early=self.chance.random() < 0.3)
-            self._end(worker, power=False)
+            self._end(worker, power=False, at=time.monotonic())
             self.model.killed(self.disk.place)
-        early = self.chance.random() < (0.7 if after_kill else 0.3)
-        worker = self._start()
-        self._until_dying(worker, early=early)
+        late = self.chance.random() < self.bench.late_share
+        early = not late and self.chance.random() < (0.7 if after_kill else 0.3)
+        worker = self._start(late=late)
+        self._until_dying(worker, early=early, late=late)
         self._listen(worker, time.monotonic())
+        cut_at = time.monotonic()
         self.disk.cut(self.chance)
-        self._end(worker, power=True)
+        self._end(worker, power=True, at=cut_at)
         self.disk.restart()
+        figures["cuts later than every interval"] += late
         figures["power cuts"] += 1
         figures[f"power cuts on {self.kind}"] += 1
         figures["cuts before recovery was done"] += not self.judge.ready
@@ -117,12 +130,15 @@ class Round:
         self.model.restart(self.disk.place)
         return problems
 
-    def _start(self) -> Worker:
+    def _start(self, *, late: bool = False) -> Worker:
         self.cycle += 1
         self.judge.begin()
-        return self.bench.server.start(dataclasses.replace(self.task, cycle=self.cycle).to_request())
+        task = dataclasses.replace(self.task, cycle=self.cycle)
+        if late:
+            task = dataclasses.replace(task, hurry_s=HURRY_S)
+        return self.bench.server.start(task.to_request())
 
-    def _until_dying(self, worker: Worker, *, early: bool) -> None:
+    def _until_dying(self, worker: Worker, *, early: bool, late: bool = False) -> None:
         """Listen until it is time."""
         started = time.monotonic()
         usual_s = self.bench.ready_s.get(self.kind, 0.03)
@@ -134,7 +150,8 @@ class Round:
             self.judge.problems.append(f"recovery took more than {READY_S:.0f} s, or failed ({worker.code})")
             return
         self.bench.ready_s[self.kind] = usual_s + 0.1 * (time.monotonic() - started - usual_s)
-        self._listen(worker, time.monotonic() + self.chance.uniform(0, self.chance.choice([0.01, 0.03, 0.1])))
+        rest_s = self.chance.uniform(0, self.chance.choice([0.01, 0.03, 0.1]))
+        self._listen(worker, time.monotonic() + rest_s + late * (EXCUSED_S + HURRY_S))
 
     def _listen(self, worker: Worker, deadline: float, *, until_ready: bool = False) -> None:
         while not (until_ready and self.judge.ready) and (message := worker.hear(deadline)) is not None:
@@ -144,33 +161,43 @@ class Round:
                 # The disk has its power, and room: nothing may fail.
                 self.judge.problems.append(f"a worker met an error: {fields}")
 
-    def _end(self, worker: Worker, *, power: bool) -> None:
-        """All that it still said. After a cut, nothing that it promised counts.
+    def _end(self, worker: Worker, *, power: bool, at: float) -> None:
+        """All that it still said. What it promised when the cut had begun, at `at`, does not count.
 
         A sync that the shutdown meets in its middle may report success (seen on ext4: the size was not on the disk). Where
-        the power really fails nobody hears of that, so what counts was heard before the cut began.
+        the power really fails nobody hears of that, so what counts was given before the cut began, however late it is heard.
         """
+        figures = self.bench.tally.figures
         for fields, raw in worker.end():
-            if power and fields[0] in {"ack", "done", "ready"}:
-                self.bench.tally.figures["promises heard too late"] += 1
+            promises = power and fields[0] in PROMISES
+            if promises and fields[-1] >= at:
+                figures["promises given after the cut had begun"] += 1
             else:
+                figures["promises given before the cut, heard after it"] += promises
                 self._take_in(fields, raw)
-        self.judge.end(power=power)
+        self.judge.end(power=power, at=at)
 
-    def _take_in(self, fields: list[object], raw: bytes) -> None:
+    def _take_in(self, fields: list[Any], raw: bytes) -> None:
         self.judge.hear(self.cycle, fields)
         self.model.hear(fields, raw)
 
 
 def task_of(chance: random.Random, place: Path, bench: Bench) -> Task:
     """The settings of a round."""
-    return Task(
+    skips = "" if bench.skips == INTERVAL_SYNC else bench.skips
+    task = Task(
         directory=str(place), cycle=0, seed=str(chance.random()), threads=chance.choice([1, 2, 4]),
-        records=str(place) if bench.records else "", skips=bench.skips, shards=chance.choice([1, 2]),
+        records=str(place) if bench.records else "", skips=skips, shards=chance.choice([1, 2]),
         once=chance.choice(["sync", "sync", "interval"]), least=chance.choice(["sync", "interval"]),
         segment_bytes=chance.choice([8, 32, 128]) * 1024, compress_bytes_min=chance.choice([None, 200, 1024]),
         payload_bytes_max=chance.choice([0, 300, 3000]),
     )  # fmt: skip
+    if bench.skips == INTERVAL_SYNC:
+        # One segment, and no lane whose syncs would do for both.
+        return dataclasses.replace(
+            task, once="interval", least="interval", interval_ms=NEVER_MS, segment_bytes=2**20
+        )
+    return task
 
 
 def run_round(bench: Bench, job: Job, kind: str, number: int, cuts: int = ROUND_CUTS) -> list[str]:
@@ -201,11 +228,15 @@ def run_round(bench: Bench, job: Job, kind: str, number: int, cuts: int = ROUND_
 
 
 @contextlib.contextmanager
-def bench_of(job: Job, tally: Tally, *, skips: str = "", records: bool = True) -> Iterator[Bench]:
+def bench_of(
+    job: Job, tally: Tally, *, skips: str = "", records: bool = True, late_share: float = LATE_SHARE
+) -> Iterator[Bench]:
     """Disks and a server. Raises Unable."""
     unshare_mounts()
     with images_folder(job.scratch) as folder, ForkServer() as server:
-        bench = Bench(folder=folder, server=server, tally=tally, skips=skips, records=records)
+        bench = Bench(
+            folder=folder, server=server, tally=tally, skips=skips, records=records, late_share=late_share
+        )
         try:
             yield bench
         finally:
@@ -219,13 +250,14 @@ def run(
     kinds: Sequence[str] = tuple(KINDS),
     skips: str = "",
     records: bool = True,
+    late_share: float = LATE_SHARE,
     failures_max: int = FAILURES_MAX,
 ) -> Tally:
-    """Rounds on each kind of disk in turn, until there are enough cuts. `skips` and `records`: see `Bench`."""
+    """Rounds on each kind of disk in turn, until there are enough cuts. `skips`, `records` and `late_share`: see `Bench`."""
     started = time.monotonic()
     tally = Tally(mode=MODE)
     try:
-        with bench_of(job, tally, skips=skips, records=records) as bench:
+        with bench_of(job, tally, skips=skips, records=records, late_share=late_share) as bench:
             able = [kind for kind in kinds if bench.disk(kind) is not None]
             tally.skipped = " ".join(bench.unable.values())
             number = 0

@@ -9,6 +9,7 @@ known; and told again when it has returned, because only then what it promises h
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
@@ -23,7 +24,7 @@ SYNC_DIRECTORY: Final = "sync_directory"
 
 
 class RecordingFileSystem:
-    """Tells `channel` of the calls below `mount`: ("call", number, name, arguments...), then ("done", number, succeeded)."""
+    """Tells `channel` of the calls below `mount`: ("call", number, name, arguments...), then ("done", number, succeeded, when)."""
 
     def __init__(self, fs: FileSystem, mount: str, channel: Channel) -> None:
         self._fs = fs
@@ -40,7 +41,7 @@ class RecordingFileSystem:
             answer = act()
             succeeded = True
         finally:
-            self._channel.say("done", number, succeeded)
+            self._channel.say("done", number, succeeded, time.monotonic())
         return answer
 
     def _told_of(self, path: str, act: Callable[[], T], name: str, *arguments: object) -> T:

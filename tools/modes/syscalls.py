@@ -209,7 +209,7 @@ class Bench:
                 self._listen(worker, judge, 0, acknowledged=60)
                 for fields, _ in worker.end():
                     judge.hear(0, fields)
-                judge.end(power=False)
+                judge.end(power=False, at=time.monotonic())
             kept = self.scratch / name
             shutil.copytree(self.folder, kept)
             self.beginnings[name] = Beginning(folder=kept, judge=judge)
@@ -256,7 +256,7 @@ class Bench:
             return [f"the worker did not end (exit code {worker.code}); it said {' '.join(sorted(said))}"]
         for fields, _ in worker.end():
             judge.hear(1, fields)
-        judge.end(power=False)
+        judge.end(power=False, at=time.monotonic())
         self.tally.figures["runs that ended with an error"] += bool(said & {"error", "unknown"})
         return []
 

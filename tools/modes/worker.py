@@ -5,7 +5,9 @@ started (`forks`).
 
 The idea needed to read it: an operation's payload says which operation it is, and everything else of it follows from that.
 The lane `once` has LMDB behind it (exactly once in effect, counted in the same transaction), the lane `least` a function
-that tells the parent what it applied: the parent is the outside world, which no crash of this machine takes back.
+that tells the parent what it applied: the parent is the outside world, which no crash of this machine takes back. Promises
+("ready", "ack") end with the time at which they were given, by the clock that all processes share (CLOCK_MONOTONIC): the parent
+may hear them later.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import os
 import random
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +35,12 @@ from walbatch.storage.filesystem import RealFileSystem
 
 KEYS: Final = 7
 GROUP: Final = 20
+INTERVAL_MS: Final = 10
+"""Of lanes that sync later."""
+PAUSE_S: Final = 0.01
+"""Between two submits of a thread that is in no hurry any more."""
+NEVER_MS: Final = 60_000
+"""The longest interval that there is: no worker sees the end of it."""
 WAIT_S: Final = 60.0
 COUNT_PREFIX: Final = b"n:"
 LAST_PREFIX: Final = b"k:"
@@ -59,6 +68,9 @@ class Task:
     once: str = "sync"
     least: str = "sync"
     """Durability of the two lanes."""
+    interval_ms: int = INTERVAL_MS
+    hurry_s: float = WAIT_S
+    """So long a thread submits as fast as it can, and then with pauses."""
     shards: int = 3
     """Of the lane `once`: each is an LMDB file."""
     segment_bytes: int = 128 * 1024
@@ -147,9 +159,16 @@ def lanes_of(task: Task, channel: Channel) -> dict[str, wb.Lane]:
     once = wb.LmdbBackend(Path(task.backend or task.directory) / "lmdb", write=count_once)
     return {
         "once": wb.Lane(
-            once, shards=task.shards, trigger=TRIGGER, retry=RETRY, durability=task.once, interval_ms=10
+            once,
+            shards=task.shards,
+            trigger=TRIGGER,
+            retry=RETRY,
+            durability=task.once,
+            interval_ms=task.interval_ms,
         ),
-        "least": wb.Lane(tell, shards=2, trigger=TRIGGER, retry=RETRY, durability=task.least, interval_ms=10),
+        "least": wb.Lane(
+            tell, shards=2, trigger=TRIGGER, retry=RETRY, durability=task.least, interval_ms=task.interval_ms
+        ),
     }
 
 
@@ -197,7 +216,7 @@ def open_engine(task: Task, channel: Channel) -> wb.Engine:
         settings=task.settings,
         environment=wb.Environment(fs=fs),
     )
-    channel.say("ready")
+    channel.say("ready", time.monotonic())
     return engine
 
 
@@ -235,6 +254,7 @@ def _produce(engine: wb.Engine, task: Task, thread: int, channel: Channel) -> No
     chance = random.Random(f"{task.seed} {task.cycle} {thread}")
     failed_syncs = _failed_syncs(task.control)
     number = calls = 0
+    hurries_until = time.monotonic() + task.hurry_s
     while task.operations is None or calls < task.operations:
         calls += 1
         lane = chance.choice(["once", "least"])
@@ -254,9 +274,11 @@ def _produce(engine: wb.Engine, task: Task, thread: int, channel: Channel) -> No
             channel.say("unknown", *where, type(error).__name__, str(error))
             return
         else:
-            channel.say("ack", *where, lsn)
+            channel.say("ack", *where, lsn, time.monotonic())
             if had_failed:
                 channel.say("crash", f"acknowledged after a failed sync: {names[0]}")
+        if time.monotonic() > hurries_until:
+            time.sleep(PAUSE_S)
 
 
 def _failed_syncs(control: str) -> Callable[[], int]:

@@ -22,6 +22,7 @@ import contextlib
 import functools
 import json
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -162,7 +163,7 @@ class LmdbBackend:
                     if is_new:
                         path.mkdir(mode=0o700, exist_ok=True)
                         set_aside_unfinished(path)
-                    elif not path.is_dir():
+                    elif not _is_directory(path):
                         raise CorruptionError(
                             f"{path} is gone, but {LAYOUT_NAME} says that there are {count} shards: restore it from a backup",
                             path=str(path),
@@ -337,11 +338,19 @@ def _call(txn: Transaction, batch: Batch, fresh: Sequence[int] | None, write: Wr
 def _make_directories(path: Path) -> None:
     """Make a directory and its parents, mode 0700. Raises OSError."""
     missing = []
-    while not path.is_dir():
+    while not _is_directory(path):
         missing.append(path)
         path = path.parent
     for directory in reversed(missing):
         directory.mkdir(mode=0o700)
+
+
+def _is_directory(path: Path) -> bool:
+    """Whether it is one, following links. What cannot be looked at is not called missing. Raises OSError."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _sync_directory(path: Path) -> None:

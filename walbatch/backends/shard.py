@@ -13,7 +13,6 @@ import errno
 import mmap
 import os
 import stat
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,9 +59,13 @@ _BLOCK_BYTES: Final = 512
 UNFINISHED_BYTES_MAX: Final = 16 * mmap.PAGESIZE
 """More than a shard takes before anything is applied to it."""
 
-_MAGIC: Final = 0xBEEFC0DE.to_bytes(4, sys.byteorder)
-_META_BYTES: Final = 64
-"""The beginning of a meta page, in which its magic number stands."""
+UNFINISHED_COUNT_MAX: Final = 1_000
+"""So many are kept. More than that is no accident any more, and somebody has to look."""
+
+_META_BYTES: Final = 256
+"""The beginning of a meta page, in which the roots of its two trees stand."""
+_META_ROOTS: Final = 2
+_NO_ROOT: Final = b"\xff" * 8
 
 _NOT_DAMAGE: Final = (
     lmdb.MapFullError,
@@ -123,6 +126,8 @@ class Shard:
         try:
             with shard_errors(path):
                 shard._check_size(env)
+                if not readonly and not env.info()["last_txnid"]:
+                    _prove_fresh(path)
                 shard._open_databases(env, readonly=readonly)
         except BaseException:
             env.close()
@@ -371,8 +376,8 @@ def set_aside_unfinished(path: Path) -> None:
     """Rename a data file whose making was cut off, so that it is made again: LMDB refuses it. Raises OSError.
 
     Crash story: LMDB writes both meta pages first, without a sync, and a full disk or a power cut may leave one of them
-    or none. Only for a shard that no layout speaks of: nothing was ever applied to it. A file that is too large for
-    that is left as it is, to be refused.
+    or none. A file with a root, or with anything but zeros behind those pages, was applied to and lost its layout: it is
+    left as it is, to be refused.
     """
     data = path / _DATA_NAME
     try:
@@ -382,10 +387,30 @@ def set_aside_unfinished(path: Path) -> None:
     if not stat.S_ISREG(found_there.st_mode) or not 0 < found_there.st_size <= UNFINISHED_BYTES_MAX:
         return
     with data.open("rb") as file:
-        found = file.read(UNFINISHED_BYTES_MAX)
-    metas = (found[at : at + _META_BYTES] for at in (0, mmap.PAGESIZE))
-    if not all(_MAGIC in meta for meta in metas):
-        data.replace(data.with_suffix(".unfinished"))
+        pages = file.read(mmap.PAGESIZE), file.read(mmap.PAGESIZE)
+        behind = file.read(UNFINISHED_BYTES_MAX)
+    rootless = all(not any(page) or page[:_META_BYTES].count(_NO_ROOT) == _META_ROOTS for page in pages)
+    if not rootless or all(map(any, pages)) or any(behind):
+        return
+    for number in range(1, UNFINISHED_COUNT_MAX + 1):
+        name = path / f"data.unfinished-{number}"
+        if not os.path.lexists(name):
+            data.rename(name)
+            return
+    raise FileExistsError(errno.EEXIST, f"{UNFINISHED_COUNT_MAX:,} unfinished files: remove them", str(path))
+
+
+def _prove_fresh(path: Path) -> None:
+    """Make the two meta pages durable, before the first commit writes anything behind them. Raises OSError.
+
+    Crash story: LMDB has written them without a sync. A power cut in the first commit could otherwise leave its pages and
+    not these two, which looks like a file that was applied to.
+    """
+    file = os.open(path / _DATA_NAME, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.fdatasync(file)
+    finally:
+        os.close(file)
 
 
 def _data_bytes(path: Path) -> int:

@@ -101,6 +101,7 @@ class Committer:
         self._last_commit_ns = clock.monotonic_ns()
         self._closed: str | None = None
         self._stopping = False
+        self._taken: object = None
         self._failure: WalbatchError | None = None
         self._sleepers = 0
         self.commits = 0
@@ -314,12 +315,17 @@ class Committer:
             self._cond.notify_all()
 
     def _append(self, pending: PendingGroup, synced_lsn: int) -> None:
-        """Write the group's frame, waiting for room on a full disk for a bounded time."""
+        """Write the group's frame, waiting for room on a full disk for a bounded time, or until the engine has failed.
+
+        What interval lanes have acknowledged does not wait for room. One sync is enough: until the append side is given
+        back nothing more is acknowledged.
+        """
         group = pending.group
         if self._log.last_lsn >= group.last_lsn:
             return  # a leader that was interrupted had written it
         kinds, kind_indexes = group.kind_columns(self._names)
         deadline = self._clock.monotonic_ns() + self._settings.disk_full_wait_ns
+        synced = False
         while True:
             try:
                 pending.position = self._log.append(
@@ -329,11 +335,15 @@ class Committer:
             except OSError as error:
                 if error.errno not in {errno.ENOSPC, errno.EDQUOT} or self._clock.monotonic_ns() >= deadline:
                     raise
-                if self._written:  # what interval lanes have acknowledged does not wait for room
+                if not synced:  # whatever `_written` says: `halt` empties it
                     self._log.sync()
                     self._finish_sync()
+                    synced = True
                 with self._cond:
-                    self._sleep(FULL_RETRY_NS)
+                    if self._failure is None:
+                        self._sleep(FULL_RETRY_NS)
+                    if self._failure is not None:
+                        raise
             else:
                 return
 
@@ -413,7 +423,12 @@ class Committer:
         except BaseException as error:
             _logger.critical("the committer died", exc_info=True)
             self._fail(error)
-            self._give_back()
+            with self._cond:
+                if self._owner is self._taken:  # a leader who has it goes on, and gives it back
+                    self._owner = None
+                    self._cond.notify_all()
+            with contextlib.suppress(Exception):
+                self._sync_last()
 
     def _run(self) -> None:
         """Lead groups that nobody leads, sync interval lanes, stamp a quiet log."""
@@ -429,7 +444,6 @@ class Committer:
                 )  # fmt: skip
                 idle = not self._queue and not self._written and self._owner is None
                 if self._failure is not None and self._owner is None:
-                    self._owner = self
                     break
                 if self._stopping and idle:
                     return
@@ -437,17 +451,30 @@ class Committer:
                     self._cond.wait(self._next_wake(now))
                     continue
                 self._owner = pending or self
+                self._taken = self._owner
                 if pending is not None:
                     pending.led = True
             if pending is not None:
                 self._commit(pending)
             else:
                 self._sync_quietly(stamp=stamp_due)
-        # What interval lanes have acknowledged was written before the failure, and is to be synced all the same: nobody knows
-        # when the store will be opened again. After a failed sync the log refuses, and nothing is tried twice.
-        with contextlib.suppress(OSError, StorageError):
-            self._log.sync()
-        self._give_back()
+        self._sync_last()
+
+    def _sync_last(self) -> None:
+        """After a failure, when nobody is at work any more: sync what interval lanes have acknowledged.
+
+        It was written before the failure, and nobody knows when the store will be opened again. After a failed sync the
+        log refuses, and nothing is tried twice.
+        """
+        with self._cond:
+            while self._owner is not None:
+                self._cond.wait()
+            self._owner = self._taken = self
+        try:
+            with contextlib.suppress(OSError, StorageError):
+                self._log.sync()
+        finally:
+            self._give_back()
 
     def _next_wake(self, now: int) -> int | None:
         """How long the thread may sleep; None until it is woken."""

@@ -125,7 +125,7 @@ class RealFileSystem:
         try:
             os.mkdir(path, 0o700)
         except FileExistsError:
-            if not os.path.isdir(path):
+            if not self.is_directory(path):
                 raise
 
     def list_directory(self, path: str) -> list[str]:

@@ -9,6 +9,7 @@ change again until they are trimmed. Each directory change is durable before any
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -121,6 +122,7 @@ class Log:
         self._compressor = zstandard.ZstdCompressor(level=settings.compress_level)
         self._active = active
         self._unsynced = False
+        self._syncing = False
         self._broken: str | None = None
         self._checkpointed_lsn = 0
         # Guards _closed, _files and _indexes: the reader, the leader (rolling) and the checkpointer
@@ -230,12 +232,29 @@ class Log:
         return Position(number, offset)
 
     def sync(self) -> None:
-        """fdatasync the active segment. After a StorageError the log refuses everything: it must be reopened."""
+        """fdatasync the active segment. After a StorageError the log refuses everything: it must be reopened.
+
+        A signal's exception may arrive at any bytecode, and hide that the sync has failed. So `_syncing` stays set unless
+        it is certain that it has not; a sync that was merely interrupted can be made again.
+        """
         self._check()
-        if self._unsynced:
+        if self._syncing:
+            raise StorageError(
+                "the log accepts nothing more: how a sync of it ended is unknown", path=self._layout.root
+            )
+        if not self._unsynced:
+            return
+        ambient = sys.exception()
+        try:
+            self._syncing = True
             with self._breaking():
                 self._active.sync()
             self._unsynced = False
+            self._syncing = False
+        except BaseException as error:
+            if _failure_under(error, ambient) is None:
+                self._syncing = False
+            raise
 
     def stamp(self, *, next_lsn: int, clean: bool) -> None:
         """Sync, then write and sync an idle stamp.
@@ -267,11 +286,22 @@ class Log:
 
     @contextlib.contextmanager
     def _breaking(self) -> Iterator[None]:
-        """A failed sync ends the log: the kernel may have dropped the pages, and says so only once."""
+        """A failed sync ends the log: the kernel may have dropped the pages, and says so only once.
+
+        An OSError is one of a write, which may be made again; under a signal's exception nobody can tell.
+        """
+        ambient = sys.exception()
         try:
             yield
         except StorageError as error:
             self._broken = str(error)
+            raise
+        except OSError:
+            raise
+        except BaseException as error:
+            failure = _failure_under(error, ambient)
+            if failure is not None:
+                self._broken = str(failure)
             raise
 
     def _roll(self) -> None:
@@ -458,6 +488,16 @@ class Log:
             with self._breaking():
                 sync_directory(self._fs, self._layout.wal)
         return removed
+
+
+def _failure_under(error: BaseException, ambient: BaseException | None) -> BaseException | None:
+    """The failure that `error` is or hides, if any; what the caller was handling before (`ambient`) does not count."""
+    cause: BaseException | None = error
+    while cause is not None and cause is not ambient:
+        if isinstance(cause, (OSError, StorageError)):
+            return cause
+        cause = cause.__context__
+    return None
 
 
 def _kind_counts(kinds: Sequence[str], kind_indexes: Sequence[int]) -> dict[str, int]:

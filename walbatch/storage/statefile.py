@@ -64,11 +64,17 @@ DATA_NAME: Final = "data.mdb"
 LOCK_NAME: Final = "lock.mdb"
 UNFINISHED_NAME: Final = "data.unfinished"
 
+UNFINISHED_COUNT_MAX: Final = 1_000
+"""So many are kept. More than that is no accident any more, and somebody has to look."""
+
 _BLOCK_BYTES: Final = 512
 """Unit of st_blocks."""
 
-UNFINISHED_BYTES_MAX: Final = 2 * mmap.PAGESIZE
-"""What LMDB writes when it makes the file: its two meta pages."""
+UNFINISHED_BYTES_MAX: Final = MAP_BYTES
+"""LMDB writes two meta pages when it makes the file, and room is reserved behind them: far less than the first map."""
+
+_CHUNK_BYTES: Final = 64 * KIB
+"""One step of reading."""
 
 _META_BYTES: Final = 256
 """The beginning of a meta page, in which the roots of its two trees stand."""
@@ -149,6 +155,13 @@ class StateFile:
         if size < needed:
             env.close()
             raise DamagedFileError(f"{DATA_NAME} has {size:,} bytes, but its pages take {needed:,}")
+        if not readonly and not env.info()["last_txnid"]:
+            try:
+                with os_errors(path, "made"):
+                    _prove_fresh(path)
+            except BaseException:
+                env.close()
+                raise
         file = cls(env, path, readonly=readonly)
         if not readonly:
             _open_for_writing[os.path.realpath(path)] = file
@@ -290,8 +303,9 @@ def is_empty(path: str) -> bool:
 def is_unfinished(path: str) -> bool:
     """Whether the making of the file was cut off, so that it never held anything. Raises OSError.
 
-    LMDB writes both meta pages first, without a sync, and a full disk or a power cut may leave one of them or none. Once
-    something was saved, the first one has roots: a file that was cut off later is not taken for this.
+    LMDB writes both meta pages first, without a sync, and a full disk or a power cut may leave one of them or none; the
+    size may be durable before them, with the room that was reserved: zeros. Once something was saved, there are roots, and
+    pages behind them: a file that was damaged or cut off later is not taken for this.
     """
     name = os.path.join(path, DATA_NAME)
     try:
@@ -301,15 +315,38 @@ def is_unfinished(path: str) -> bool:
     if not stat.S_ISREG(found_there.st_mode) or not 0 < found_there.st_size <= UNFINISHED_BYTES_MAX:
         return False
     with open(name, "rb") as file:
-        found = file.read(UNFINISHED_BYTES_MAX)
-    pages = found[: mmap.PAGESIZE], found[mmap.PAGESIZE :]
-    rootless = all(not any(page) or page[:_META_BYTES].count(_NO_ROOT) == _META_ROOTS for page in pages)
-    return rootless and not all(map(any, pages))
+        pages = file.read(mmap.PAGESIZE), file.read(mmap.PAGESIZE)
+        rootless = all(not any(page) or page[:_META_BYTES].count(_NO_ROOT) == _META_ROOTS for page in pages)
+        if not rootless or all(map(any, pages)):
+            return False
+        return not any(map(any, iter(lambda: file.read(_CHUNK_BYTES), b"")))
 
 
 def set_aside_unfinished(path: str) -> None:
-    """Give such a file another name, so that it is made again. Needs no sync: it would be found again. Raises OSError."""
-    os.replace(os.path.join(path, DATA_NAME), os.path.join(path, UNFINISHED_NAME))
+    """Give such a file a name that nothing has, so that it is made again. Needs no sync: it would be found again.
+
+    Raises OSError.
+    """
+    for number in range(1, UNFINISHED_COUNT_MAX + 1):
+        name = os.path.join(path, f"{UNFINISHED_NAME}-{number}")
+        if not os.path.lexists(name):
+            os.rename(os.path.join(path, DATA_NAME), name)
+            return
+    raise FileExistsError(errno.EEXIST, f"{UNFINISHED_COUNT_MAX:,} unfinished files: remove them", path)
+
+
+def _prove_fresh(path: str) -> None:
+    """Make a file into which nothing was committed durable, and its name. Raises OSError.
+
+    Crash story: LMDB has written its two meta pages without a sync. If room were reserved behind them before, a power cut
+    could leave a large file of zeros, which looks like one that held something.
+    """
+    file = os.open(os.path.join(path, DATA_NAME), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.fdatasync(file)
+    finally:
+        os.close(file)
+    sync_directory(path)
 
 
 def data_bytes(path: str) -> int:

@@ -61,6 +61,18 @@ def test_a_mode_that_does_not_exist_is_a_failure_and_no_silence() -> None:
     assert "No module named" in failure.problem
 
 
+def test_a_part_that_cannot_be_run_is_a_failure_and_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(28, "no room for a folder")
+
+    monkeypatch.setattr("tools.modes.runner.tempfile.mkdtemp", refuse)
+    run = run_of(images=Share(count=10))
+    run.run()
+    (failure,) = run.tallies["images"].failures
+    assert "no room" in failure.problem
+    assert not run.tallies["images"].complete
+
+
 def test_the_same_job_does_the_same(tmp_path: Path) -> None:
     from tools.modes import images  # noqa: PLC0415 - here, so that a broken mode fails its own tests only
 

@@ -130,7 +130,13 @@ class Run:
                 if part is None or not self.modes:
                     return
                 self._running[part] = Tally(mode=part.mode)
-            tally = self._run_part(part)
+            try:
+                tally = self._run_part(part)
+            except Exception as error:  # noqa: BLE001 - a part that nobody could run must not look like one without failures
+                tally = Tally(mode=part.mode, complete=False)
+                tally.fail(
+                    f"a part could not be run: {error!r}", f"{part.mode} seed={part.seed} part={part.part}"
+                )
             with self._lock:
                 del self._running[part]
                 self.tallies.setdefault(part.mode, Tally(mode=part.mode)).add(tally)
@@ -176,6 +182,6 @@ class Run:
                 )
             )
             tally.figures["failures"] += 1
-        errors.unlink()
+        errors.unlink(missing_ok=True)
         shutil.rmtree(scratch, ignore_errors=True)
         return tally

@@ -243,3 +243,12 @@ def test_a_fork_costs_little() -> None:
     for _ in range(1_000):
         oracle.fork()
     assert time.perf_counter() - started < 1.0, "a millisecond each would be a hundred times too much"
+
+
+def test_what_is_not_logged_may_be_taken_after_a_failed_sync() -> None:
+    for grace_ns, problems in ((None, 0), (0, 1)):
+        history: list[Event] = [
+            Opened(), SyncFailed("/store/wal/1.seg"), Submitted(lane="put", key=b"k", payload=b"p", grace_ns=grace_ns),
+            Acknowledged(payload=b"p", lsn=None if grace_ns is None else 1, at_ns=0),
+        ]  # fmt: skip
+        assert len(Oracle().judge(history)) == problems

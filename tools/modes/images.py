@@ -65,7 +65,13 @@ class Campaign:
                 return replace(plan, bound=4096, samples=1024)
             case _:
                 return replace(
-                    plan, bound=64, samples=16, depth=2, inner_bound=256, inner_samples=96, states_max=100_000
+                    plan,
+                    bound=64,
+                    samples=16,
+                    depth=2,
+                    inner_bound=1024,
+                    inner_samples=320,
+                    states_max=200_000,
                 )
 
     @property
@@ -169,9 +175,14 @@ def look(machine: Machine) -> object:
     )  # fmt: skip
 
 
-def _names(directory: Directory) -> object:
-    """All names, all sizes, and the identity: recovery reads no other file, but segments."""
-    return tuple(
-        (name, _names(node) if isinstance(node, Directory) else node.size if name != "identity" else node.read(node.size, 0))
-        for name, node in sorted(directory.view.items())
-    )  # fmt: skip
+def _names(directory: Directory, *, sizes: bool = True) -> object:
+    """All names, sizes, and the identity: recovery reads no other file but segments, and of quarantine/ only the names."""
+    found: list[object] = []
+    for name, node in sorted(directory.view.items()):
+        if isinstance(node, Directory):
+            found.append((name, _names(node, sizes=name != "quarantine")))
+        elif name == "identity":
+            found.append((name, node.read(node.size, 0)))
+        else:
+            found.append((name, node.size if sizes else 0))
+    return tuple(found)

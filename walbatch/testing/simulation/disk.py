@@ -58,7 +58,7 @@ class Inode:
     """A file's content. `view` is what readers see; `durable` what a power cut leaves for certain."""
 
     __slots__ = (
-        "doubtful", "durable", "durable_size", "error_is_late", "number", "pending", "size", "sizes", "view",
+        "_whole", "doubtful", "durable", "durable_size", "error_is_late", "number", "pending", "size", "sizes", "view",
     )  # fmt: skip
 
     def __init__(self, number: int) -> None:
@@ -73,6 +73,8 @@ class Inode:
         self.doubtful: dict[int, tuple[bytes, ...]] = {}
         self.sizes: tuple[int, ...] = ()
         self.error_is_late = False
+        # The view in one piece, as long as nothing changes it.
+        self._whole: bytes | None = None
 
     def __repr__(self) -> str:
         return f"<Inode {self.number}: {self.size} bytes, {len(self.pending)} pieces pending, {len(self.doubtful)} doubtful>"
@@ -95,13 +97,12 @@ class Inode:
 
     def read(self, size: int, offset: int) -> bytes:
         """Up to `size` bytes; fewer only at the end."""
-        end = min(self.size, offset + size)
-        if end <= offset:
-            return b""
-        first, last = offset // PIECE_BYTES, (end - 1) // PIECE_BYTES
-        get = self.view.get
-        data = b"".join([get(index, ZEROS) for index in range(first, last + 1)])
-        return data[offset - first * PIECE_BYTES : end - first * PIECE_BYTES]
+        whole = self._whole
+        if whole is None:
+            get = self.view.get
+            pieces = range(-(-self.size // PIECE_BYTES))
+            whole = self._whole = b"".join([get(index, ZEROS) for index in pieces])[: self.size]
+        return whole[offset : offset + size]
 
     def write(self, data: bytes, offset: int) -> None:
         """Change the view; every touched piece is pending."""
@@ -119,6 +120,7 @@ class Inode:
     def put(self, index: int, content: bytes) -> None:
         """Replace one piece in the view; it is pending."""
         self.view[index] = content
+        self._whole = None
         self.pending[index] = (*self.pending.get(index, ()), content)[-VERSIONS_MAX:]
 
     def truncate(self, size: int) -> None:
@@ -135,6 +137,7 @@ class Inode:
 
     def _resize(self, size: int) -> None:
         self.size = size
+        self._whole = None
         self.sizes = (*self.sizes, size)[-SIZES_MAX:]
 
     # --- syncing ---
@@ -156,6 +159,7 @@ class Inode:
             if how is FailedSync.REVERT:
                 self.view[index] = self.durable.get(index, ZEROS)
         self.pending = {}
+        self._whole = None
         self.error_is_late = how is FailedSync.LATE
 
     # --- what a power cut leaves ---

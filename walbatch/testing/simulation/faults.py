@@ -112,6 +112,18 @@ class FaultPlan:
         self.faults = ()
 
 
+class _NoFaults(FaultPlan):
+    """Nothing fails, and nothing is counted."""
+
+    def due(self, call: str, path: str) -> Fault | None:
+        """None."""
+        return None
+
+
+NO_FAULTS: Final = _NoFaults()
+"""The plan of a file system that no process has open."""
+
+
 def injected(error: int, path: str) -> OSError:
     """The error that the system would raise."""
     return OSError(error, f"{os.strerror(error)} (injected)", path)

@@ -23,7 +23,7 @@ from walbatch.testing.simulation.directory import (
     fingerprint,
 )
 from walbatch.testing.simulation.disk import PAGE_BYTES, PIECE_BYTES, FailedSync, Inode, garbage_piece
-from walbatch.testing.simulation.faults import FaultPlan, injected
+from walbatch.testing.simulation.faults import NO_FAULTS, FaultPlan, injected
 
 GRAVEYARD_PIECES_MAX = 64
 """Pieces of deleted files that may show up again in new room."""
@@ -181,7 +181,7 @@ class SimulatedFileSystem:
     def __init__(self) -> None:
         self.root = Directory()
         self.on_call: OnCall = _nothing
-        self.faults = FaultPlan()
+        self.faults: FaultPlan = NO_FAULTS
         self.failed_sync = FailedSync.DROP
         self.failed_sync_drops_names = False
         self.room = Room.ZEROS

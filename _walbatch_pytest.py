@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from walbatch.testing.plugin import CrashPoints
 
 
+LEFT_OUT = "walbatch_left_out"
+"""The user property of a test that says which crashes it has left out."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The options of the crash tests."""
     group = parser.getgroup("walbatch", "walbatch: crash tests of applications")
@@ -36,6 +40,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure() -> None:
     """Let the assertions of the conformance suites show their values."""
     pytest.register_assert_rewrite("walbatch.testing.contracts")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which tests have left crashes out: they are green, and have not checked everything."""
+    lines = [
+        f"{report.nodeid}: {text}"
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.stats.get(outcome, ())
+        if getattr(report, "when", "") == "call"
+        for name, text in report.user_properties
+        if name == LEFT_OUT
+    ]
+    if lines:
+        terminalreporter.section("walbatch: crashes left out (more with --walbatch-crash-states)")
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture

@@ -7,12 +7,14 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import fields as fields_of
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+import walbatch as wb
 from tests.testing.installed import PLUGIN_OPTIONS
 from walbatch import limits
 from walbatch.core import frame, mark, recovery
@@ -446,7 +448,8 @@ def run_example(folder: Path, *options: str, without: str = "") -> subprocess.Co
     blocks = re.findall(
         r"^```python\n# (\w+\.py)\n(.*?)^```", read("crash-testing.md"), re.DOTALL | re.MULTILINE
     )
-    assert [name for name, _ in blocks] == ["notebook.py", "test_notebook.py", "test_archive.py"]
+    names = ["notebook.py", "test_notebook.py", "test_pages.py", "test_lines.py", "test_archive.py"]
+    assert [name for name, _ in blocks] == names
     for name, text in blocks:
         left = [line for line in text.splitlines() if not without or line.strip() != without]
         (folder / name).write_text("\n".join(left) + "\n", encoding="utf-8")
@@ -462,16 +465,20 @@ def test_the_example_of_a_crash_test_runs_as_it_stands(tmp_path: Path) -> None:
     assert "skipped" not in done.stdout
 
 
-@pytest.mark.parametrize("line", ["file.datasync()", "self.fs.sync_directory(ROOT)"])
-def test_the_example_finds_what_the_document_says_it_finds(tmp_path: Path, line: str) -> None:
-    done = run_example(tmp_path, "test_notebook.py", without=line)
+@pytest.mark.parametrize(
+    ("test", "line"),
+    [
+        ("test_notebook.py", "file.datasync()"),
+        ("test_notebook.py", "self.fs.sync_directory(ROOT)"),
+        ("test_pages.py", "file.datasync()"),
+    ],
+)
+def test_the_example_finds_what_the_document_says_it_finds(tmp_path: Path, test: str, line: str) -> None:
+    done = run_example(tmp_path, test, without=line)
     assert done.returncode == 1, done.stdout
-    assert "after a crash before" in done.stdout
+    assert "after a crash " in done.stdout
     (replay,) = set(re.findall(r"--walbatch-replay '([^']+)'", done.stdout))
-    assert (
-        "1 failed"
-        in run_example(tmp_path, "test_notebook.py", "--walbatch-replay", replay, without=line).stdout
-    )
+    assert "1 failed" in run_example(tmp_path, test, "--walbatch-replay", replay, without=line).stdout
 
 
 def test_the_options_in_the_document_are_those_of_the_plugin() -> None:
@@ -479,6 +486,83 @@ def test_the_options_in_the_document_are_those_of_the_plugin() -> None:
     assert set(re.findall(r"--walbatch-[\w-]+", read("crash-testing.md"))) == set(
         re.findall(r'"(--walbatch-[\w-]+)"', source)
     )
+
+
+# --- backends.md --------------------------------------------------------------------------------------------------
+
+
+def backend_examples(folder: Path) -> None:
+    """Write the examples of backends.md as the files that they name."""
+    blocks = re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```", read("backends.md"), re.DOTALL | re.MULTILINE)
+    assert [name for name, _ in blocks] == ["post.py", "pages.py", "test_pages.py"]
+    for name, text in blocks:
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def run_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", *arguments],
+        cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+
+
+def test_the_function_that_is_a_backend_runs_as_it_stands(tmp_path: Path) -> None:
+    backend_examples(tmp_path)
+    done = run_python(tmp_path, "post.py")
+    assert (done.returncode, done.stdout) == (0, "6 [b'letter']\n"), done.stderr
+
+
+def test_the_backend_of_the_document_keeps_the_contracts(tmp_path: Path) -> None:
+    backend_examples(tmp_path)
+    done = run_python(
+        tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", *PLUGIN_OPTIONS, "test_pages.py"
+    )
+    assert done.returncode == 0, done.stdout
+    assert "skipped" not in done.stdout
+
+
+SIZES: Final = {"GiB": limits.GIB, "MiB": limits.MIB, "KiB": limits.KIB}
+
+
+def shown(name: str, value: object) -> str:
+    """A default as the tables write it."""
+    if value is None:
+        return "none"
+    if isinstance(value, str):
+        return f'"{value}"'
+    if "bytes" in name and isinstance(value, int):
+        unit, size = next((unit, size) for unit, size in SIZES.items() if value % size == 0)
+        return f"{value // size} {unit}"
+    if isinstance(value, int | float):
+        unit = next((f" {unit}" for unit in ("ms", "s") if name.endswith(f"_{unit}")), "")
+        return f"{value:,g}{unit}"
+    return f"{type(value).__name__}()"
+
+
+@pytest.mark.parametrize(
+    "made", [wb.Lane(), wb.Trigger(), wb.RetryPolicy(), wb.Settings()], ids=lambda made: type(made).__name__
+)
+def test_defaults_are_those_of_the_code(made: Any) -> None:
+    name = type(made).__name__
+    (rows,) = (rows for rows in tables("backends.md") if f"`{name}`" in rows[0])
+    documented = {plain(row[f"`{name}`"]): plain(row["default"]) for row in rows}
+    assert documented == {
+        field.name: shown(field.name, getattr(made, field.name)) for field in fields_of(made)
+    }
+
+
+def test_the_report_of_a_close_and_the_errors_are_those_of_the_code() -> None:
+    (report,) = (rows for rows in tables("backends.md") if "`CloseReport`" in rows[0])
+    assert [plain(row["`CloseReport`"]) for row in report] == [
+        field.name for field in fields_of(wb.CloseReport)
+    ]
+    named = {
+        plain(row["error"]) for row in table("backends.md", "error", "what to do", first="`WalbatchError`")
+    }
+    public = [getattr(wb, name) for name in wb.__all__]
+    assert named == {
+        member.__name__ for member in public if isinstance(member, type) and issubclass(member, Exception)
+    }
 
 
 # --- all documents -----------------------------------------------------------------------------------------------

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+import walbatch as wb
+from tests.cli.program import walbatch
 from walbatch import limits
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_example_runs_as_it_stands(tmp_path: Path) -> None:
@@ -39,3 +45,65 @@ def test_the_limits_are_the_codes() -> None:
     assert limits.FRAME_RAW_BYTES_MAX == 64 * 2**20
     assert f"{limits.KINDS_MAX} lanes" in text
     assert f"{limits.SHARDS_MAX} shards" in text
+
+
+def _down(batch: wb.Batch) -> None:
+    raise OSError("down")
+
+
+def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.levelno >= logging.WARNING and "closed" in record.getMessage()
+    ]
+
+
+def test_operations_that_remain_at_the_close_are_told_in_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = wb.Engine.open(tmp_path / "q", lanes={"put": wb.Lane(_down)})
+    engine.submit("put", key=b"k")
+    engine.close(timeout=0.1)
+    engine.close()
+    assert _warnings(caplog) == [
+        f"{tmp_path / 'q'} closed with 1 operation undelivered (timeout); it is in the log and will be replayed by the next open"
+    ]
+
+
+def test_a_close_that_leaves_nothing_or_was_not_to_deliver_warns_of_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for lane, drain in ((wb.Lane(lambda batch: None), True), (wb.Lane(_down), False)):
+        engine = wb.Engine.open(tmp_path / str(drain), lanes={"put": lane})
+        engine.submit("put", key=b"k")
+        engine.close(drain=drain)
+    assert _warnings(caplog) == []
+
+
+def test_an_exception_leaves_the_block_without_waiting(tmp_path: Path) -> None:
+    engine = wb.Engine.open(tmp_path / "q", lanes={"put": wb.Lane(_down)})
+    engine.submit("put", key=b"k")
+    with pytest.raises(KeyError), engine:
+        raise KeyError
+    assert engine.close().reason == "not drained"
+
+
+def test_its_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#\s]+)\)", README)
+    assert {"docs/guarantees.md", "docs/crash-testing.md", "CONTRIBUTING.md", "CHANGELOG.md"} <= set(links)
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_dump_of_the_command_line_can_be_loaded_as_it_is_written(tmp_path: Path) -> None:
+    dump = re.search(r"^\$ walbatch (dump [^>]*)> left.jsonl", README, re.MULTILINE)
+    load = re.search(r"^\$ walbatch (load .*)$", README, re.MULTILINE)
+    assert dump
+    assert load
+    with wb.Engine.open(tmp_path / "queue", lanes={"put": wb.Lane(), "notify": wb.Lane()}) as engine:
+        for kind in ("notify", "put", "notify", "put"):
+            engine.submit(kind, key=b"k", payload=kind.encode())
+    (tmp_path / "left.jsonl").write_text(walbatch(*dump[1].split(), cwd=tmp_path).output)
+    here = load[1].replace("lmdb:///var/lib/app/blocks", "lmdb:blocks").split()
+    loaded = walbatch(*here, cwd=tmp_path)
+    assert (loaded.code, loaded.output) == (0, "loaded 2 operations, all durable; 0 wait to be delivered\n")

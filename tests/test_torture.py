@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tools.modes import corpus, report
+from tools.modes import corpus, report, seeded
 from tools.modes.profiles import PROFILES, Profile, Share
 from tools.modes.runner import Run
 from tools.modes.tally import FAILURES_MAX, Failure, Job, Tally
+from walbatch.core.mark import decode_mark
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def run_of(**shares: Share) -> Run:
@@ -96,6 +102,52 @@ def test_new_failures_enter_the_corpus_once(tmp_path: Path, monkeypatch: pytest.
     assert corpus.keep([failure]) == 0
     assert corpus.lines() == ["images seed=1"]
     assert (tmp_path / "failures.txt").read_text() == "images seed=1  # lost a line\n"
+
+
+def test_the_corpus_explains_itself() -> None:
+    head = corpus.CORPUS.read_text(encoding="utf-8").splitlines()[0]
+    assert head.startswith("# ")
+    assert corpus.lines() == [line for line in corpus.lines() if not line.startswith("#")]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "", "x", "judge seed=1", "corpus seed=1", "images", "images seed=1", "images workload=nothing seed=1", "seeded seed=one",
+        "faults scenario=one call=write number=1 errno=NOTHING forever=1", "syscalls begin=open kind=nothing",
+    ],
+)  # fmt: skip
+def test_what_is_no_replay_line_is_told_so(tmp_path: Path, line: str) -> None:
+    with pytest.raises(corpus.NoReplayLineError, match=r"not a replay line: .*; copy one from a failure"):
+        corpus.replay(line, tmp_path)
+
+
+def test_a_mistake_below_a_replay_is_not_taken_for_a_wrong_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seeded, "tell", lambda seed: decode_mark(b"damaged"))
+    with pytest.raises(ValueError, match="a mark has"):
+        corpus.replay("seeded seed=1", tmp_path)
+
+
+def test_the_help_of_the_command_names_its_modes_and_exit_codes() -> None:
+    done = subprocess.run(
+        [sys.executable, "tools/torture.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for mode in report.TITLES:
+        assert re.search(rf"^  {mode} +\S", done.stdout, re.MULTILINE), mode
+    for words in ("quick ", "full ", "soak ", "docs/testing.md", "Exit codes: 0"):
+        assert words in done.stdout
+
+
+@pytest.mark.parametrize("line", ["x", "images seed=1"])
+def test_the_command_says_in_one_line_what_is_no_replay_line(line: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "tools/torture.py", "--replay", line],
+        cwd=ROOT, env=os.environ | {"WALBATCH_TORTURE": "inside"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("not a replay line: ")
 
 
 def test_the_figures_replace_those_before_them(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """See walbatch at work in one command: `python3 tools/quickstart.py`.
 
-Needs Python 3.11 or newer and nothing else. It makes `.venv`, installs the package, and replays a real
+Needs Linux, Python 3.11 or newer and access to a package index. It makes `.venv`, installs the package, and replays a real
 block-I/O trace (fixtures/README.md): each write of the trace is an operation, delivered to sharded LMDB; each
 read is checked against what was written. In the middle the process is killed with SIGKILL; `walbatch recover`
 brings the store back; the replay goes on; in the end every write is accounted for and every block's content

@@ -139,7 +139,8 @@ def show(directory: Path, fraction: float, shards: int) -> None:
 
     started = time.perf_counter()
     acknowledged, reads = run_worker(directory, fraction, shards, 0, len(trace), kill_at=len(trace) // 2)
-    print(f"killed with SIGKILL: rows below {acknowledged:,} were acknowledged")
+    durable = sum(write.row < acknowledged for write in writes)
+    print(f"killed with SIGKILL: trace rows below {acknowledged:,} ({durable:,} writes) were acknowledged")
 
     command = [str(Path(sys.executable).with_name("walbatch")), "recover", str(directory / "store")]
     print("$ walbatch recover", directory / "store", flush=True)
@@ -156,9 +157,7 @@ def show(directory: Path, fraction: float, shards: int) -> None:
     print(f"  writes submitted, settled exactly once  {len(writes):>10,} of {len(writes):,}")
     print(f"  blocks whose final content is right     {len({w.block for w in writes}):>10,}")
     print(f"  reads checked against the trace         {reads + more_reads:>10,}")
-    print(
-        f"  acknowledged when it was killed         {sum(w.row < acknowledged for w in writes):>10,} writes, none lost"
-    )
+    print(f"  acknowledged when it was killed         {durable:>10,} writes, none lost")
     print(
         f"  time, recovery included                 {elapsed:>10,.1f} s, {total / 1e6 / elapsed:,.0f} MB/s of writes"
     )

@@ -1,6 +1,6 @@
 """Every check of the project in one command: `python3 tools/test.py`.
 
-Needs Python 3.11 or newer and nothing else. It makes `.venv` at the top of the checkout (and makes it anew when
+Needs Linux, Python 3.11 or newer and access to a package index. It makes `.venv` at the top of the checkout (and makes it anew when
 pyproject.toml, the interpreter or the place of the checkout changed), installs the package editable with its
 development tools, and runs ruff, mypy, pytest with the coverage gate, and the quick profile of tools/torture.py, stopping at
 the first that fails.

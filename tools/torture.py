@@ -1,11 +1,11 @@
 """Everything that can go wrong, again and again: `python3 tools/torture.py --profile quick|full|soak`.
 
-Needs Python 3.11 or newer and nothing else: it makes `.venv` as `tools/test.py` does. It runs the modes of tools/modes (crash
-images, failing calls, random runs, thread schedules, bit rot; and on real disks kill -9, power cuts, full disks, failing system
-calls; then mutants of the code), prints a table of figures, and with --write puts it into docs/testing.md.
+Needs Linux, Python 3.11 or newer and access to a package index: it makes `.venv` as `tools/test.py` does. It runs the modes of
+tools/modes (crash images, failing calls, random runs, thread schedules, bit rot; and on real disks kill -9, power cuts, full disks,
+failing system calls; then mutants of the code), prints a table of figures, and with --write puts it into docs/testing.md.
 
 Each failure prints a line that replays it, and is added to fixtures/failures.txt, which all later runs replay first.
-Ends with 0 when nothing was found, 1 when something was, or when the full profile could not do all it has to.
+The exit codes stand in EPILOG.
 """
 
 import argparse
@@ -18,6 +18,31 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tools.environment import PYTHON, ROOT, install
 
 DOCUMENT = ROOT / "docs" / "testing.md"
+EPILOG = """\
+modes:
+  corpus     failures of earlier runs (fixtures/failures.txt), done again
+  kill       kill -9 of real processes
+  powercut   power cuts of real file systems
+  fulldisk   full disks
+  syscalls   failing system calls, by a preloaded library
+  mutants    mistakes put into the code on purpose: each must be found
+  bitrot     changed and cut bytes of a store
+  faults     failing calls on the simulated machine
+  schedules  threads that take turns in other orders
+  seeded     random runs on the simulated machine
+  images     every state of the disk that a crash may leave
+
+profiles:
+  quick      what continuous integration runs: some minutes
+  full       every mode to its minimum (tools/modes/profiles.py), and at least 62 minutes
+  soak       as full, and at least 8 hours
+
+--write replaces the figures between the two marks in docs/testing.md by those of this run, and changes nothing else there.
+Each new failure is added to fixtures/failures.txt, with --write or without.
+
+Exit codes: 0 nothing was found, 1 a failure (or a profile other than quick could not do all it has to), 2 usage: an unknown
+mode or no replay line.
+"""
 
 
 def main() -> None:
@@ -31,14 +56,18 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n\n")[0], epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )  # fmt: skip
     parser.add_argument("--profile", choices=["quick", "full", "soak"], default="quick")
     parser.add_argument(
         "--seed", type=int, default=1, help="other seeds try other things (default %(default)s)"
     )
     parser.add_argument("--minutes", type=float, help="go on for at least so long")
     parser.add_argument("--modes", help="only these, with commas between them")
-    parser.add_argument("--replay", metavar="LINE", help="do one failure again")
+    parser.add_argument(
+        "--replay", metavar="LINE", help="do one failure again: a line as a failure prints it"
+    )
     parser.add_argument("--write", action="store_true", help="put the figures into docs/testing.md")
     parser.add_argument(
         "--add",
@@ -62,9 +91,13 @@ def run(arguments: argparse.Namespace) -> int:
     from tools.modes.runner import Run  # noqa: PLC0415
     from tools.modes.tally import Tally  # noqa: PLC0415
 
-    if arguments.replay:
+    if arguments.replay is not None:
         with tempfile.TemporaryDirectory(prefix="walbatch-replay-") as scratch:
-            problems = corpus.replay(arguments.replay, Path(scratch))
+            try:
+                problems = corpus.replay(arguments.replay, Path(scratch))
+            except corpus.NoReplayLineError as error:
+                print(error, file=sys.stderr)
+                return 2
         print("\n".join(problems) or "nothing is wrong")
         return 1 if problems else 0
     profile = PROFILES[arguments.profile]

@@ -511,6 +511,13 @@ class Engine:
         remaining = max(0, self._pending_at_open + self._committer.committed - settled)
         if reason == "drained" and (remaining or self._dispatcher.unlogged_count()):
             reason = "drained, except for lanes that are paused or have no backend"
+        if remaining:
+            _logger.log(
+                logging.WARNING if drain else logging.INFO,
+                "%s closed with %s undelivered (%s); %s in the log and will be replayed by the next open",
+                self.path, "1 operation" if remaining == 1 else f"{remaining:,} operations", reason,
+                "it is" if remaining == 1 else "they are",
+            )  # fmt: skip
         return CloseReport(
             settled=settled - before,
             remaining=remaining,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import defaultdict
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest import SkipTest
 
 import pytest
 
@@ -307,6 +309,68 @@ def test_a_planted_mistake_breaks_its_test(mistake: Mistake, tmp_path: Path) -> 
     check: Callable[[Path], None] = getattr(suite, mistake.test)
     with pytest.raises((AssertionError, ValueError, RuntimeError, WalbatchError), match=mistake.says):
         check(tmp_path)
+
+
+# --- suites that describe another backend ---
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What a suite says of a backend, the test that shows it is wrong, and the attribute that the failure names."""
+
+    suite: type[BackendContract]
+    attributes: dict[str, object]
+    test: str
+    advice: str
+
+
+ORDER = "test_operations_with_one_key_are_applied_in_their_order"
+
+DESCRIPTIONS = {
+    "it adds": Description(
+        suite=TestFunction, attributes={"replaces": True}, test=ORDER, advice="replaces = False",
+    ),
+    "it replaces": Description(
+        suite=TestLmdb, attributes={"replaces": False}, test=ORDER, advice="replaces = True",
+    ),
+    "it takes effect again": Description(
+        suite=TestFunction, attributes={"idempotent": True}, test="test_a_batch_that_comes_again_loses_nothing",
+        advice="idempotent = False",
+    ),
+    "it is a stand-in in memory": Description(
+        suite=TestModel, attributes={"survives_kill": True}, test="test_what_was_applied_survives_a_kill",
+        advice="survives_kill = False",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("description", DESCRIPTIONS.values(), ids=DESCRIPTIONS.keys())
+def test_a_wrong_description_is_answered_with_the_right_one(description: Description, tmp_path: Path) -> None:
+    suite = type("Suite", (description.suite,), description.attributes)()
+    with pytest.raises(AssertionError, match=description.advice):
+        getattr(suite, description.test)(tmp_path)
+
+
+def test_of_a_plain_backend_one_test_says_that_it_is_not_transactional(tmp_path: Path) -> None:
+    suite = type("Suite", (TestFunction, TransactionalBackendContract), {})()
+    outcomes: dict[str, str] = {}
+    for name in dir(suite):
+        if name.startswith("test_"):
+            (tmp_path / name).mkdir()
+            try:
+                getattr(suite, name)(tmp_path / name)
+            except (AssertionError, SkipTest) as error:
+                outcomes[name] = f"{type(error).__name__}: {error}"
+            else:
+                outcomes[name] = "passed"
+    said = outcomes.pop("test_it_is_a_transactional_backend")
+    assert re.search(
+        r"AssertionError: .* has no applied_mark: give it one, or test it with BackendContract", said
+    )
+    assert len(outcomes) > 20
+    assert {
+        name: said for name, said in outcomes.items() if not said.startswith("SkipTest: not a trans")
+    } == {}
 
 
 def test_a_suite_without_its_methods_says_what_to_write(tmp_path: Path) -> None:

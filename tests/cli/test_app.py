@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,6 +56,14 @@ def test_without_arguments_it_shows_the_help_as_an_error() -> None:
     ended = walbatch()
     assert (ended.code, ended.output) == (2, "")
     assert "Commands:" in ended.error
+
+
+def test_it_can_be_run_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "walbatch", "--version"],
+        env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, walbatch("--version").output, "")
 
 
 def test_the_version_is_the_packages() -> None:

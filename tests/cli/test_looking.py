@@ -134,3 +134,8 @@ def test_inspect_of_a_new_store(tmp_path: Path) -> None:
     document = walbatch("inspect", tmp_path / "q", "--json").document
     assert document["lanes"] == {"put": {"pending": 0, "shards": 3, "url": f"lmdb://{tmp_path}/b"}}
     assert document["live"] is False
+
+
+def test_inspect_says_where_its_rows_are_explained(tmp_path: Path) -> None:
+    made = make_store(tmp_path / "q")
+    assert "rows: docs/recovery.md" in walbatch("inspect", made.path).output

@@ -130,7 +130,10 @@ def test_a_lane_without_a_backend_is_named(folder: Path) -> None:
     assert ended.code == 3
     assert "delivered 30" in ended.output
     assert "30 left" in ended.output
-    assert ended.error == "next: name the backend of lane log, for example --lane log=lmdb:///path\n"
+    assert ended.error == (
+        "next: name the backend of lane log, for example --lane log=lmdb:///path "
+        "or log=python:module:function\n"
+    )
     assert {kind for kind, *_ in delivered(folder)} == {"put"}
     assert len(delivered(folder)) == len(made.submitted) // 2
 
@@ -366,3 +369,10 @@ def test_the_environment_can_ask_for_the_traceback(folder: Path) -> None:
     )  # fmt: skip
     assert "Traceback" in done.stderr
     assert os.path.basename(__file__) not in done.stderr
+
+
+@pytest.mark.parametrize("clean", [True, False], ids=["closed", "killed"])
+def test_a_dry_run_says_why_lsns_are_skipped(folder: Path, clean: bool) -> None:
+    made = make_store(folder / "q", clean=clean)
+    ended = walbatch("recover", made.path, "--dry-run", "--lane", "put=python:target:apply", cwd=folder)
+    assert ("(after an unclean end the log skips LSNs)" in ended.output) is not clean

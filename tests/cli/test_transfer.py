@@ -240,3 +240,54 @@ def test_a_row_without_kind_goes_to_the_only_lane(tmp_path: Path) -> None:
     make_store(tmp_path / "q", count=2)
     assert walbatch("load", "q", cwd=tmp_path, stdin='{"key": "k"}').code == 0
     assert [kind for kind, *_ in content(tmp_path / "q")] == ["put"] * 3
+
+
+KINDS = "".join(
+    json.dumps({"kind": kind, "key": str(n)}) + "\n" for n, kind in enumerate(["put", "notify", "put"])
+)
+HOLD = "add --lane notify=URL or --lane notify (holds it)"
+
+
+def test_a_load_that_an_unknown_kind_ended_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    ended = walbatch("load", "q", "--lane", "put", cwd=tmp_path, stdin=KINDS)
+    assert ended.code == 2
+    assert_one_line(
+        ended,
+        ["line 2: unknown kind 'notify'", "the lanes are 'put'", HOLD, "1 operation", "go on with --skip 1"],
+    )
+    again = walbatch(
+        "load", "q", "--lane", "notify", "--lane", "put", "--skip", "1", cwd=tmp_path, stdin=KINDS
+    )
+    assert (again.code, again.error) == (0, "")
+    assert [(kind, key) for kind, key, *_ in content(tmp_path / "q")] == [
+        ("put", b"0"),
+        ("notify", b"1"),
+        ("put", b"2"),
+    ]
+
+
+def test_what_was_skipped_counts_when_a_load_ends_again(tmp_path: Path) -> None:
+    stdin = "".join(f'{{"key": "{n}", "priority": {n}}}\n' for n in range(4)) + "{"
+    ended = walbatch("load", "q", "--kind", "put", "--skip", "2", cwd=tmp_path, stdin=stdin)
+    assert_one_line(
+        ended, ["line 5 is not JSON", "2 operations before it are durable", "go on with --skip 4"]
+    )
+    assert [key for _, key, *_ in content(tmp_path / "q")] == [b"2", b"3"]
+
+
+@pytest.mark.parametrize("bad", ["an unknown kind", "no key", "half a line"])
+def test_of_a_file_with_a_bad_row_nothing_is_loaded(tmp_path: Path, bad: str) -> None:
+    row, words = BAD_ROWS[bad]
+    (tmp_path / "rows.jsonl").write_text('{"key": "first", "priority": 1}\n\n' + row + "\n")
+    ended = walbatch("load", "q", "rows.jsonl", "--kind", "put", cwd=tmp_path)
+    assert ended.code == 2
+    assert_one_line(ended, [*words, "nothing was loaded"])
+    assert "--skip" not in ended.error
+    assert not (tmp_path / "q").exists()
+
+
+def test_rows_that_are_skipped_are_not_judged(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(KINDS)
+    ended = walbatch("load", "q", "rows.jsonl", "--lane", "put", "--skip", "2", cwd=tmp_path)
+    assert (ended.code, ended.error) == (0, "")
+    assert [key for _, key, *_ in content(tmp_path / "q")] == [b"2"]

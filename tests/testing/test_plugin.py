@@ -229,10 +229,20 @@ def test_what_the_life_raises_is_not_called_a_crash(pytester: pytest.Pytester) -
     ("option", "value", "says"),
     [
         ("--walbatch-replay", "crash=1", "not the line of a failure"),
-        ("--walbatch-replay", "seed=0 strict=1 images=8 crash=3 image=power/999", "has no image 'power/999'"),
+        (
+            "--walbatch-replay", "seed=0 strict=1 images=8 crash=3 call=make_directory image=power/999", "has no image 'power/999'",
+        ),
+        (
+            "--walbatch-replay", "seed=0 strict=1 images=8 crash=3 call=datasync image=power/0",
+            "step 3 of the application is 'make_directory' and no more 'datasync'",
+        ),
+        (
+            "--walbatch-replay", "seed=0 strict=1 images=8 crash=99999 call=datasync image=power/0",
+            "the application ends before step 99999: it is not what it was when the line was printed; run the whole test again",
+        ),
         ("--walbatch-crash-states", "many", "must be a number from 1 on, or 'all'"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_option_says_so(pytester: pytest.Pytester, option: str, value: str, says: str) -> None:
     result = shop(pytester, "", option, value)
     assert says in result.stdout.str() + result.stderr.str()
@@ -252,6 +262,230 @@ def test_as_many_states_are_checked_as_asked_for(pytester: pytest.Pytester) -> N
     assert " of " not in points
     assert states < more <= 1_500
     assert explored("all")[1] >= more
+
+
+# --- tests that are wrong ---
+
+LIFE = """
+import asyncio, threading
+
+import pytest
+import walbatch as wb
+
+
+def opened(process, backend=None):
+    return wb.Engine.open(
+        "/store", {"put": wb.Lane(backend or process.database("put"))}, environment=process.environment
+    )
+
+
+def submit(process):
+    engine = opened(process)
+    engine.submit("put", key=b"k", payload=b"v")
+    process.promise(b"k")
+    engine.close()
+
+
+def lost(process):
+    opened(process).close()
+    assert set(process.promises) <= set(process.content("put"))
+
+
+def raises(batch):
+    raise TypeError("a typo")
+"""
+
+NOT_A_CRASH_TEST = {
+    "nothing at all": (
+        "lambda process: None",
+        "use changed nothing on the simulated disk: pass environment=",
+    ),
+    "nothing but a promise": (
+        "lambda process: process.promise(1)",
+        "use changed nothing on the simulated disk",
+    ),
+    "a real store": (
+        "lambda process: wb.Engine.open('real', {'put': wb.Lane(process.database('put'))})",
+        "this would open a real store: pass environment=process.environment to Engine.open",
+    ),
+    "a real database": (
+        "lambda process: opened(process, wb.LmdbBackend('real'))",
+        "keeps real files, which the simulation does not crash",
+    ),
+}
+
+
+def crash_test(pytester: pytest.Pytester, use: str, check: str = "lost", *options: str) -> str:
+    """The output of a test of this life and this check."""
+    pytester.makepyfile(f"{LIFE}\n\ndef test_it(crash_points):\n    crash_points({use}, {check})\n")
+    return pytester.runpytest(
+        *PLUGIN_OPTIONS, "-p", "no:cacheprovider", "-W", "default", *options
+    ).stdout.str()
+
+
+@pytest.mark.parametrize(("use", "says"), NOT_A_CRASH_TEST.values(), ids=NOT_A_CRASH_TEST.keys())
+def test_a_test_that_crashes_nothing_fails(pytester: pytest.Pytester, use: str, says: str) -> None:
+    output = crash_test(pytester, use, "lambda process: None")
+    assert says in output
+    assert "1 failed" in output
+    assert "--walbatch-replay '" not in output
+    assert not (pytester.path / "real").exists()
+
+
+FOREIGN = """
+def real_thread(process):
+    engine = opened(process)
+    thread = threading.Thread(target=lambda: engine.submit("put", key=b"k", payload=b"v"), name="mine")
+    thread.start()
+    thread.join()
+    engine.close()
+
+
+def of_a_database(process):
+    database = process.database("put")
+    submit(process)
+    thread = threading.Thread(target=lambda: database.apply(wb.Batch), name="mine")
+    thread.start()
+    thread.join()
+
+
+def loop(process):
+    async def main():
+        await wb.AsyncEngine.open("/store", {"put": wb.Lane(process.database("put"))}, environment=process.environment)
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("life", ["real_thread", "of_a_database", "loop"])
+@pytest.mark.parametrize("part", ["use", "check"])
+def test_a_call_from_a_real_thread_fails_the_test(pytester: pytest.Pytester, life: str, part: str) -> None:
+    pytester.makepyfile(
+        f"{LIFE}{FOREIGN}\n\n"
+        f"def test_it(crash_points):\n    crash_points({'submit, ' * (part == 'check')}{life}, {'lost' * (part == 'use')})\n"
+    )
+    output = pytester.runpytest(*PLUGIN_OPTIONS, "-p", "no:cacheprovider", "-W", "ignore").stdout.str()
+    assert "1 failed" in output
+    assert "asyncio and real threads cannot run here; use Engine and process.threads" in output
+    assert "--walbatch-replay '" not in output
+
+
+def test_an_engine_that_is_left_open_ends_with_its_process(pytester: pytest.Pytester) -> None:
+    use = "lambda process: opened(process).submit('put', key=b'k', payload=b'v').result() and process.promise(b'k')"
+    assert "1 passed" in crash_test(pytester, use, "lambda process: opened(process).flush()")
+
+
+def test_the_end_of_a_process_that_leaves_its_engine_open_is_replayed(pytester: pytest.Pytester) -> None:
+    use = "lambda process: (opened(process).submit('put', key=b'k', payload=b'v'), process.promise('at the end'))"
+    check = "lambda process: 1 / (1 - len(process.promises))"
+    output = crash_test(pytester, use, check)
+    assert "after a crash at the end the check fails: ZeroDivisionError" in output
+    (line,) = set(re.findall(r"--walbatch-replay '([^']+)'", output))
+    assert "the check fails: ZeroDivisionError" in crash_test(pytester, use, check, "--walbatch-replay", line)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (".result()", "Livelock: no end after 100,001 steps"),
+        (".result(timeout=9)", "ResultTimeout"),
+        ("", "Livelock"),
+    ],
+)
+def test_a_backend_that_always_fails_is_named_with_its_failure(
+    pytester: pytest.Pytester, call: str, says: str
+) -> None:
+    use = "lambda process: (lambda e: (e.submit('put', key=b'k', payload=b'v')%s, e.flush()))(opened(process, raises))"
+    output = crash_test(pytester, use % call)
+    assert re.search(says, output)
+    assert "failed and will be tried again: TypeError('a typo')" in output
+
+
+@pytest.mark.parametrize("fails", ["pytest.fail('gone')", "pytest.raises(KeyError, lambda: None)"])
+def test_a_failure_of_pytest_in_the_check_has_its_line(pytester: pytest.Pytester, fails: str) -> None:
+    output = crash_test(pytester, "submit", f"lambda process: {fails}")
+    assert "the check fails: Failed: " in output
+    assert "--walbatch-replay '" in output
+
+
+def test_a_skip_in_the_check_is_a_skip(pytester: pytest.Pytester) -> None:
+    assert "1 skipped" in crash_test(pytester, "submit", "lambda process: pytest.skip('not here')")
+
+
+def test_what_was_left_out_stands_in_the_summary(pytester: pytest.Pytester) -> None:
+    few = crash_test(pytester, "submit", "lost", "--walbatch-crash-states", "40")
+    assert re.search(r"test_it: \d+ of \d+ crash points left out", few)
+    assert "crashes left out" not in crash_test(
+        pytester, "lambda process: process.fs.make_directory('/a')", "print"
+    )
+
+
+def test_a_promise_is_a_copy(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("""
+        def test_it(crash_points):
+            def use(process):
+                told = []
+                for name in ["/a", "/b"]:
+                    process.fs.make_directory(name)
+                    process.fs.sync_directory("/")
+                    told.append(name)
+                    process.promise(told)
+
+            def check(process):
+                for name in process.promises[-1] if process.promises else []:
+                    assert process.fs.is_directory(name)
+
+            crash_points(use, check)
+    """)
+    pytester.runpytest(*PLUGIN_OPTIONS, "-p", "no:cacheprovider").assert_outcomes(passed=1)
+
+
+def test_a_promise_that_cannot_be_copied_is_refused(pytester: pytest.Pytester) -> None:
+    output = crash_test(
+        pytester, "lambda process: process.promise(opened(process).submit('put', key=b'k', payload=b'v'))"
+    )
+    assert "TypeError: a promise must be a value that can be copied, and not <Ticket" in output
+
+
+def test_a_kind_of_engine_of_the_applications_own_is_what_it_opens(pytester: pytest.Pytester) -> None:
+    use = """lambda process: (
+        type("Mine", (wb.Engine,), {"mine": 1}).open(
+            "/store", {"put": wb.Lane(process.database("put"))}, environment=process.environment
+        ).mine
+    )"""
+    assert "1 passed" in crash_test(pytester, use)
+
+
+def test_a_failure_says_before_what_it_came_and_what_was_not_synced(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("""
+        def test_it(crash_points):
+            def use(process):
+                file = process.fs.create("/a")
+                file.write([b"x"], 0)
+                process.promise("a")
+                file.datasync()
+
+            def check(process):
+                assert not process.promises
+
+            crash_points(use, check)
+    """)
+    output = pytester.runpytest(*PLUGIN_OPTIONS, "-p", "no:cacheprovider").stdout.str()
+    assert "after a crash before datasync of /a the check fails" in output
+    assert "promised by then: 1 promise: 'a'" in output
+    assert "not synced by then: in / the name a, the content of /a" in output
+    assert " call=datasync " in output
+
+
+def test_a_crash_between_threads_is_said_to_be_at_a_thread_switch(pytester: pytest.Pytester) -> None:
+    output = crash_test(
+        pytester, "submit", "lambda process: [][bool(process.promises) - 1:][0] if process.promises else 0"
+    )
+    assert "after a crash at a thread switch the check fails: IndexError" in output
+
+
+def test_a_lane_without_a_database_has_no_content(pytester: pytest.Pytester) -> None:
+    output = crash_test(pytester, "submit", "lambda process: process.content('other')")
+    assert "lane 'other' has no database: there is one for ['put']" in output
 
 
 def test_the_project_registers_the_plugin_and_ships_it() -> None:

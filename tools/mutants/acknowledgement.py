@@ -17,6 +17,10 @@ _DATASYNC_FAILED: Final = """\
         raise sync_failed(path, error) from error
 """
 
+_SYNC_IS_UNKNOWN: Final = (
+    "            if _failure_under(error, ambient) is None:\n                self._syncing = False\n"
+)
+
 MUTANTS: Final = (
     Mutant(
         name="a commit group is acknowledged without any sync",
@@ -193,6 +197,7 @@ MUTANTS: Final = (
         row="a sync error sticky on one path only: commit",
         edits=(
             Edit(LOG, "            self._broken = str(error)\n            raise\n", "            raise\n"),
+            Edit(LOG, _SYNC_IS_UNKNOWN, "            self._syncing = False\n"),
             Edit(
                 COMMITTER,
                 """\

@@ -178,4 +178,23 @@ MUTANTS: Final = (
         ),
         hint="interrupts:threads",
     ),
+    Mutant(
+        name="the engine stops at its third commit, and nothing has failed",
+        row="no thread waits for ever",
+        edits=(
+            Edit(
+                COMMITTER,
+                "        group = pending.group\n        sync = False\n        try:\n            if self._failure is None:\n",
+                """\
+        group = pending.group
+        sync = False
+        if self.commits == 3 and self._failure is None:
+            self._fail(StorageError("no reason"))
+        try:
+            if self._failure is None:
+""",
+            ),
+        ),
+        hint="images:roll",
+    ),
 )

@@ -123,6 +123,7 @@ def _lines(found: StoreReport) -> Iterator[str]:
                 yield f"{'':>7} {segment.lost:,} LSNs were given up by a salvage"
         yield ""
         yield from _picture(found.segments, found.settled_lsn)
+        yield "  rows: docs/recovery.md"
     if found.lanes:
         yield ""
         width = max(4, *map(len, found.lanes))

@@ -180,7 +180,9 @@ class _Result:
                 yield f"would copy a torn tail of {found.torn_bytes:,} bytes to quarantine/"
             if found.copied_operations:
                 yield f"would copy {count_text(found.copied_operations, 'unproven operation')} forward and sync them"
-            yield f"would go on at LSN {found.next_lsn:,}, with {self.remaining:,} left; nothing was written"
+            skips = found.next_lsn > found.durable_lsn + 1
+            jump = " (after an unclean end the log skips LSNs)" if skips else ""
+            yield f"would go on at LSN {found.next_lsn:,}{jump}, with {self.remaining:,} left; nothing was written"
         elif self.delivered is not None:
             done = self.delivered
             rate = f" ({done.count / done.elapsed_s:,.0f} a second)" if done.count and done.elapsed_s else ""
@@ -203,8 +205,10 @@ class _Result:
         for kind, error in (self.delivered.errors if self.delivered else {}).items():
             yield f"last error of lane {kind}: {' '.join(error.split())}"
         for report in self.unserved:
-            url = report.url or "lmdb:///path"
-            yield f"next: name the backend of lane {report.name}, for example --lane {report.name}={url}"
+            hint = f"{report.name}={report.url or 'lmdb:///path'}"
+            if report.url is None:
+                hint += f" or {report.name}=python:module:function"
+            yield f"next: name the backend of lane {report.name}, for example --lane {hint}"
         if self.delivered is not None and self.delivered.remaining and not self.unserved:
             yield "next: repair the backend and run this again; the operations are safe in the log"
 

@@ -10,7 +10,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Annotated, Any, BinaryIO
@@ -25,7 +25,7 @@ from walbatch.cli.looking import JsonOption, StoreArgument
 from walbatch.cli.output import Step, bytes_field, count_text, json_text, progress_bar, show_json
 from walbatch.config import Lane
 from walbatch.engine import Engine
-from walbatch.errors import ConfigError, WalbatchError
+from walbatch.errors import ConfigError, DurabilityUnknown, WalbatchError
 from walbatch.inspection import operations, remembered_lanes
 from walbatch.types import PRIORITY_MAX, PRIORITY_NORMAL
 
@@ -106,6 +106,9 @@ def load(
     as_csv: Annotated[
         bool, typer.Option("--csv", help="The source is CSV; else that is told by its name.")
     ] = False,
+    skip: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Leave out the first N operations.", show_default=False)
+    ] = 0,
     drain: Annotated[bool, typer.Option("--drain/--no-drain", help="Deliver before returning.")] = True,
     stall: Annotated[
         float, typer.Option(min=0, metavar="S", help="Seconds without delivery after which to give up.")
@@ -118,7 +121,8 @@ def load(
     kind and priority; other fields are ignored. CSV has their names in its first line. Each group of rows is durable
     before the next is read.
 
-    A row that cannot be read ends the load; the message says how many operations before it are durable.
+    A file is checked as a whole first: of one with a row that cannot be read, or of a kind without a lane, nothing is
+    loaded. Where standard input has such a row the load ends; the message says with which --skip to go on.
 
     Exit codes: 0 all durable (and delivered, where there is a backend), 2 usage or a bad row, 3 not all delivered, 4
     corruption, 5 locked by another process, 6 newer format, 8 I/O error.
@@ -132,13 +136,19 @@ def load(
         raise ConfigError(
             "the store has no lanes yet: name one with --kind KIND, or --lane KIND=URL to deliver as well"
         )
+    read = _csv_rows if as_csv or source.endswith(".csv") else _json_rows
+
+    def groups_of(lines: _Lines) -> Iterator[_Group]:
+        return _groups(islice(read(lines), skip, None), kind, lanes)
+
     with _opened(source) as file, progress_bar("loading", hidden=as_json or source == "-") as step:
+        if source != "-":
+            _check(groups_of, file)
         lines = _Lines(file)
-        rows = _csv_rows(lines) if as_csv or source.endswith(".csv") else _json_rows(lines)
-        groups = _groups(rows, kind)
+        groups = groups_of(lines)
         first = list(islice(groups, 1))  # a source that is wrong from the start makes no store
         engine = Engine.open(store, lanes=lanes)
-        loaded = _submit(engine, chain(first, groups), lines, step)
+        loaded = _submit(engine, chain(first, groups), lines, step, skipped=skip)
     pending = engine.stats().pending
     served = pending if drain and any(lane.backend is not None for lane in lanes.values()) else 0
     with progress_bar("delivering", hidden=as_json or not served) as step:
@@ -176,7 +186,21 @@ class _Group:
     operations: list[tuple[bytes, bytes]]
 
 
-def _submit(engine: Engine, groups: Iterable[_Group], lines: _Lines, step: Step) -> int:
+def _check(groups_of: Callable[[_Lines], Iterable[_Group]], file: BinaryIO) -> None:
+    """Read a regular file once before anything is submitted. What can be read only once is left alone."""
+    lines = _Lines(file)
+    if not lines.total_bytes:
+        return
+    try:
+        for _ in groups_of(lines):
+            pass
+    except ConfigError as error:
+        error.add_note("nothing was loaded")
+        raise
+    file.seek(0)
+
+
+def _submit(engine: Engine, groups: Iterable[_Group], lines: _Lines, step: Step, *, skipped: int) -> int:
     """Submit all groups; returns how many operations. On an error the engine is closed."""
     loaded = 0
     try:
@@ -190,6 +214,8 @@ def _submit(engine: Engine, groups: Iterable[_Group], lines: _Lines, step: Step)
             error.add_note(
                 f"{count_text(loaded, 'operation')} before it {'is' if loaded == 1 else 'are'} durable"
             )
+            if not isinstance(error, DurabilityUnknown):  # else those of its group may be durable too
+                error.add_note(f"go on with --skip {skipped + loaded}")
         raise
     return loaded
 
@@ -284,30 +310,43 @@ def _csv_rows(lines: _Lines) -> Iterator[Row]:
         ) from error
 
 
-def _groups(rows: Iterable[Row], default_kind: str | None) -> Iterator[_Group]:
-    """Consecutive rows of one kind and priority."""
+def _groups(rows: Iterable[Row], default_kind: str | None, lanes: Collection[str]) -> Iterator[_Group]:
+    """Consecutive rows of one kind and priority. What stands before a bad row is a group, then the error comes."""
     group = _Group(kind="", priority=0, operations=[])
     size = 0
-    for number, fields in rows:
-        kind = fields.get("kind") or default_kind
-        if not isinstance(kind, str):
-            raise ConfigError(
-                f"line {number} names no kind, and the store has several lanes: give --kind KIND"
+    try:
+        for number, fields in rows:
+            kind = _kind(number, fields, default_kind, lanes)
+            priority = _priority(number, fields)
+            operation = (
+                _field(number, fields, "key", needed=True),
+                _field(number, fields, "payload", needed=False),
             )
-        priority = _priority(number, fields)
-        operation = (
-            _field(number, fields, "key", needed=True),
-            _field(number, fields, "payload", needed=False),
-        )
-        full = len(group.operations) >= GROUP_COUNT or size >= GROUP_BYTES
-        if full or (group.kind, group.priority) != (kind, priority):
-            if group.operations:
-                yield group
-            group, size = _Group(kind=kind, priority=priority, operations=[]), 0
-        group.operations.append(operation)
-        size += len(operation[0]) + len(operation[1])
+            full = len(group.operations) >= GROUP_COUNT or size >= GROUP_BYTES
+            if full or (group.kind, group.priority) != (kind, priority):
+                if group.operations:
+                    yield group
+                group, size = _Group(kind=kind, priority=priority, operations=[]), 0
+            group.operations.append(operation)
+            size += len(operation[0]) + len(operation[1])
+    except ConfigError:
+        if group.operations:
+            yield group
+        raise
     if group.operations:
         yield group
+
+
+def _kind(number: int, fields: dict[str, Any], default: str | None, lanes: Collection[str]) -> str:
+    kind = fields.get("kind") or default
+    if not isinstance(kind, str):
+        raise ConfigError(f"line {number} names no kind, and the store has several lanes: give --kind KIND")
+    if kind not in lanes:
+        raise ConfigError(
+            f"line {number}: unknown kind {kind!r}: the lanes are {', '.join(map(repr, lanes))}; "
+            f"add --lane {kind}=URL or --lane {kind} (holds it)"
+        )
+    return kind
 
 
 def _priority(number: int, fields: dict[str, Any]) -> int:

@@ -1,15 +1,15 @@
 """Conformance suites for implementations of the Backend protocol: subclass one in your tests, and say how yours is made.
 
 ```python
-from walbatch.testing.contracts import TransactionalBackendContract
+from walbatch.testing.contracts import BackendContract
 
 
-class TestMyBackend(TransactionalBackendContract):
+class TestMyBackend(BackendContract):
     def make_backend(self, path):
-        return MyBackend(path / "data.db")
+        return MyBackend(path / "data")
 
     def content(self, path):
-        return MyReader(path / "data.db").items()
+        return MyReader(path / "data").items()
 ```
 
 What is not here: pytest. The suites are classes of plain methods that take a folder (pytest's `tmp_path`); a method that does not
@@ -122,8 +122,19 @@ class BackendContract:
 
     def check_content(self, path: Path, pairs: Iterable[Pair]) -> None:
         """The content is what these operations leave."""
-        found, expected = Counter(self.content(path)), self.expected(pairs)
-        assert found == expected, f"missing: {expected - found}, too much: {found - expected}"
+        operations = list(pairs)
+        found, expected = Counter(self.content(path)), self.expected(operations)
+        assert found == expected, (
+            f"missing: {expected - found}, too much: {found - expected}{self._advice(found, operations)}"
+        )
+
+    def _advice(self, found: Counter[Pair], operations: Sequence[Pair]) -> str:
+        """The attribute that describes a backend which leaves this behind."""
+        if self.replaces and found == Counter(operations):
+            return ". Every operation is there: if yours adds to the content, say so with replaces = False"
+        if not self.replaces and found == Counter(dict(operations).items()):
+            return ". The last operation of each key is there: if yours replaces the others, say so with replaces = True"
+        return ""
 
     # --- the contract ---
 
@@ -204,9 +215,12 @@ class BackendContract:
                     tell(number)
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        self._need_processes()
+        self._need_processes(tmp_path)
         told = Child(life).wait()
         assert len(told) == len(pairs), "its process ended before everything was applied"
+        assert Counter(self.content(tmp_path)), (
+            f"nothing is left. missing: {self.expected(pairs)}. For a stand-in in memory, say survives_kill = False"
+        )
         self.check_content(tmp_path, pairs)
 
     def test_a_batch_that_comes_again_loses_nothing(self, tmp_path: Path) -> None:
@@ -220,7 +234,10 @@ class BackendContract:
         assert not expected - found, f"missing: {expected - found}"
         assert found.keys() == expected.keys(), f"invented: {found.keys() - expected.keys()}"
         if self.idempotent:
-            self.check_content(tmp_path, pairs)
+            again = found - expected
+            assert not again, (
+                f"it took effect again: {again}. If yours may do so, say so with idempotent = False"
+            )
 
     def test_an_unlogged_batch_is_applied(self, tmp_path: Path) -> None:
         """A lane with durability "none" has no LSNs, and no mark."""
@@ -255,7 +272,8 @@ class BackendContract:
                 backend.close()
         self.check_content(tmp_path, self.pairs(1))
 
-    def _need_processes(self) -> None:
+    def _need_processes(self, path: Path) -> None:
+        """Skip where processes say nothing of the backend in `path`."""
         if not self.survives_kill:
             raise SkipTest("the backend says that its content does not outlive its process")
         if not hasattr(os, "fork"):  # pragma: no cover - not on Linux
@@ -264,6 +282,19 @@ class BackendContract:
 
 class TransactionalBackendContract(BackendContract):
     """What a backend must do in addition that commits the batch and its mark in one transaction: exactly once in effect."""
+
+    @contextlib.contextmanager
+    def opened(self, path: Path, *, store: bytes = STORE) -> Iterator[Any]:
+        """As in `BackendContract`. Of a plain backend one test says that it is one; the others are skipped."""
+        with super().opened(path, store=store) as backend:
+            if not isinstance(backend, TransactionalBackend):
+                raise SkipTest("not a transactional backend: see test_it_is_a_transactional_backend")
+            yield backend
+
+    def _need_processes(self, path: Path) -> None:
+        super()._need_processes(path)
+        with self.opened(path):
+            pass  # skips a plain backend here, where the test sees it
 
     def applied_mark(self, path: Path, shard: int = 0, *, store: bytes = STORE) -> Mark:
         """The mark that a new backend finds."""
@@ -278,8 +309,10 @@ class TransactionalBackendContract(BackendContract):
 
     def test_it_is_a_transactional_backend(self, tmp_path: Path) -> None:
         """It has `apply` and `applied_mark`."""
-        with self.opened(tmp_path) as backend:
-            assert isinstance(backend, TransactionalBackend), f"{backend!r} lacks apply or applied_mark"
+        with super().opened(tmp_path) as backend:
+            assert isinstance(backend, TransactionalBackend), (
+                f"{backend!r} has no applied_mark: give it one, or test it with BackendContract"
+            )
 
     def test_there_is_no_mark_before_the_first_batch(self, tmp_path: Path) -> None:
         """`Mark()`, for each shard."""
@@ -372,7 +405,7 @@ class TransactionalBackendContract(BackendContract):
 
     def test_a_kill_leaves_a_batch_with_its_mark_or_neither(self, tmp_path: Path) -> None:
         """Killed at random moments, again and again; the next process goes on where the mark says."""
-        self._need_processes()
+        self._need_processes(tmp_path)
         chance = random.Random(11)
         operations = [
             Operation(lsn=number + 1, key=self.key(number % 50), payload=b"%d" % number)

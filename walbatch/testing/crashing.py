@@ -10,7 +10,7 @@ kill or a power cut may leave there, and the application's own check runs on eac
 from __future__ import annotations
 
 import contextlib
-import logging
+import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,12 +18,13 @@ from typing import Any, Final
 
 from walbatch.engine import Environment
 from walbatch.ports import Clock, FileSystem, Threads
-from walbatch.testing.shipped import environment_of
+from walbatch.testing.findings import BackendFailures, promises_shown, quiet, unsynced
+from walbatch.testing.shipped import environment_of, real_world_refused
 from walbatch.testing.simulation.backend import BackendDisk, ModelBackend
 from walbatch.testing.simulation.history import Event
-from walbatch.testing.simulation.images import Cut
+from walbatch.testing.simulation.images import Cut, crash_images
 from walbatch.testing.simulation.machine import Machine, Process
-from walbatch.testing.simulation.scheduler import ProcessKilled
+from walbatch.testing.simulation.scheduler import ForeignThread, ProcessKilled
 
 STATES_MAX: Final = 2_000
 """Crash states that are checked, unless the caller wants more: some seconds of a small application."""
@@ -33,6 +34,14 @@ IMAGES_MAX: Final = 64
 
 IMAGES_MIN: Final = 4
 
+STEPS_MAX: Final = 100_000
+"""Port calls of one life or check: beyond it the application is taken to go on for ever."""
+
+THREAD_CALLS: Final = frozenset({"join", "lock", "notify", "set", "spawn", "wait", "wait for event"})
+"""Steps at which nothing is done but that another thread may run."""
+
+THE_END: Final = "the end"
+
 
 class SimulatedProcess:
     """One life of the application on the simulated machine. Everything that it does to the world goes through this.
@@ -41,10 +50,11 @@ class SimulatedProcess:
     not use real ones: they are neither crashed nor repeatable.
     """
 
-    def __init__(self, process: Process, promises: list[Any]) -> None:
-        """Not for users: one is given to them."""
+    def __init__(self, process: Process, promises: list[Any], lanes: set[str]) -> None:
+        """Not for users: one is given to them. `lanes`: those that had a database in any process of the run."""
         self._process = process
         self._promises = promises
+        self._lanes = lanes
         self.environment: Environment = environment_of(process)
 
     def __repr__(self) -> str:
@@ -66,8 +76,14 @@ class SimulatedProcess:
         return self._process.threads
 
     def promise(self, value: Any) -> None:
-        """Note what the application's user was told: from here on it must hold after any crash."""
-        self._promises.append(value)
+        """Note what the application's user was told, a copy of it: from here on it must hold after any crash."""
+        try:
+            kept = copy.deepcopy(value)
+        except Exception as error:
+            raise TypeError(
+                f"a promise must be a value that can be copied, and not {value!r}: {error}"
+            ) from error
+        self._promises.append(kept)
 
     @property
     def promises(self) -> Sequence[Any]:
@@ -80,11 +96,18 @@ class SimulatedProcess:
 
     def database(self, lane: str, *, transactional: bool = False) -> ModelBackend:
         """A stand-in for a database, as the backend of one lane: durable when it answers, and no crash takes anything back."""
+        self._lanes.add(lane)
         return self._process.backend(lane, transactional=transactional)
 
     def content(self, lane: str) -> Mapping[bytes, bytes]:
-        """What the database of a lane holds: key -> payload."""
-        return self._process.machine.backends.get(lane, BackendDisk()).content
+        """What the database of a lane holds: key -> payload. KeyError for a lane of which no process has asked for one."""
+        backends = self._process.machine.backends
+        if lane not in backends and lane not in self._lanes:
+            raise KeyError(
+                f"lane {lane!r} has no database: there is one for {sorted({*self._lanes, *backends})}, each made by "
+                "process.database(lane)"
+            )
+        return backends.get(lane, BackendDisk()).content
 
 
 Use = Callable[[SimulatedProcess], object]
@@ -113,10 +136,14 @@ class CrashFailure(AssertionError):
 
 @dataclass(slots=True, kw_only=True)
 class CrashReport:
-    """What was done. `states` counts crash images, `checks` the different ones among them; `points` are crash points."""
+    """What was done. `states` counts crash images, `checks` the different ones among them; `points` are crash points.
+
+    `sampled` of the points have more images than were checked.
+    """
 
     points: int = 0
     points_in_all: int = 0
+    sampled: int = 0
     states: int = 0
     checks: int = 0
     seconds: float = 0.0
@@ -127,6 +154,16 @@ class CrashReport:
         )
         return f"{points} crash points, {self.states} states, {self.checks} checks in {self.seconds:.1f} s"
 
+    @property
+    def left_out(self) -> str:
+        """What was not checked; empty where that is nothing."""
+        points, images = "", ""
+        if self.points < self.points_in_all:
+            points = f"{self.points_in_all - self.points} of {self.points_in_all} crash points left out"
+        if self.sampled:
+            images = f"only extremes and samples of the images of {self.sampled} crash points"
+        return "; ".join(filter(None, (points, images)))
+
 
 @dataclass(frozen=True, slots=True)
 class _Point:
@@ -136,51 +173,103 @@ class _Point:
     machine: Machine
     promises: int
     call: str
-    inside_write: bool
+    detail: str
+
+    @property
+    def inside_write(self) -> bool:
+        """Whether a write had come to the end of a page, and not to its own."""
+        return self.call == "write page"
+
+    @property
+    def call_word(self) -> str:
+        """The call as a word of a line."""
+        return self.call.replace(" ", "_")
+
+    def __str__(self) -> str:
+        if self.call in THREAD_CALLS:
+            return "at a thread switch"
+        if self.call == THE_END:
+            return "at the end"
+        return f"before {self.call} of {self.detail}" if self.detail else f"before {self.call}"
 
 
 @dataclass(slots=True)
 class CrashRun:
-    """One application under test: `use` is its life, `check` looks at what a crash has left, in a process of its own."""
+    """One application under test: `use` is its life, `check` looks at what a crash has left, in a process of its own.
+
+    `failures`: the exceptions that mean that a check fails; others pass through.
+    """
 
     use: Use
     check: Use
     plan: CrashPlan = field(default_factory=CrashPlan)
+    failures: tuple[type[BaseException], ...] = (Exception,)
     report: CrashReport = field(default_factory=CrashReport)
     _promises: list[Any] = field(default_factory=list)
+    _lanes: set[str] = field(default_factory=set)
     _checked: set[object] = field(default_factory=set)
+    _backends: BackendFailures = field(default_factory=BackendFailures)
 
     def run(self) -> CrashReport:
-        """Crash everywhere. Raises CrashFailure for the first promise that is not kept; what `use` raises passes through."""
+        """Crash everywhere. Raises CrashFailure for the first promise that is not kept; what `use` raises passes through.
+
+        ValueError where the test itself is wrong: `use` does nothing to the machine, or the line to be replayed is not of it.
+        """
         __tracebackhide__ = True
         started = time.perf_counter()
-        with _quiet():
-            if self.plan.replay:
-                self._replay(self.plan.replay)
-            else:
-                self._explore()
+        with quiet(self._backends), real_world_refused():
+            try:
+                if self.plan.replay:
+                    self._replay(self.plan.replay)
+                else:
+                    self._explore()
+            except CrashFailure:
+                raise
+            except Exception as error:
+                if self._backends.last is not None:
+                    error.add_note(str(self._backends))
+                raise
         self.report.seconds = time.perf_counter() - started
         return self.report
 
     def _explore(self) -> None:
         __tracebackhide__ = True
-        points = self._live(Machine())
-        images_max = IMAGES_MAX
-        if self.plan.states_max is not None:
-            images_max = min(IMAGES_MAX, max(IMAGES_MIN, self.plan.states_max // (2 * len(points))))
+        machine = Machine()
+        before = machine.version()
+        points = self._live(machine)
+        if machine.version() == before:
+            raise ValueError(
+                "use changed nothing on the simulated disk: pass environment=process.environment to Engine.open, and do I/O "
+                "through process.fs"
+            )
+        self.report.points_in_all = len(points)
+        images_max, stride = IMAGES_MAX, 1
+        most = self.plan.states_max
+        if most is not None:
+            images_max = min(IMAGES_MAX, max(IMAGES_MIN, most // (2 * len(points))))
             # With fewer states than that takes, points are left out: other ones for another seed.
-            stride = -(-len(points) * (IMAGES_MIN + 1) // self.plan.states_max)
-            self.report.points_in_all = len(points)
-            points = points[self.plan.seed % stride :: stride]
-        self.report.points = len(points)
+            stride = -(-len(points) * (IMAGES_MIN + 1) // most)
+        for first in range(stride):
+            for point in points[(self.plan.seed + first) % stride :: stride]:
+                if most is not None and first and self.report.states + images_max >= most:
+                    return
+                self._crash(point, images_max)
+
+    def _crash(self, point: _Point, images_max: int) -> None:
+        """Crash at one point, in all ways."""
+        __tracebackhide__ = True
+        self.report.points += 1
         given = f"seed={self.plan.seed} strict={int(self.plan.strict)} images={images_max}"
-        for point in points:
-            for cut in Cut:
-                if point.inside_write and cut is Cut.POWER:
-                    continue  # among the images of the point behind the write
-                for label, machine in self._images(point.machine, cut, images_max):
-                    line = f"{given} crash={point.step} image={label}"
-                    self._judge(machine, self._promises[: point.promises], line, point.call)
+        for cut in Cut:
+            if point.inside_write and cut is Cut.POWER:
+                continue  # among the images of the point behind the write
+            if not next(
+                crash_images(point.machine.fs, cut, bound=images_max, strict=self.plan.strict)
+            ).exhaustive:
+                self.report.sampled += 1
+            for label, machine in self._images(point.machine, cut, images_max):
+                line = f"{given} crash={point.step} call={point.call_word} image={label}"
+                self._judge(machine, self._promises[: point.promises], line, point)
 
     def _replay(self, line: str) -> None:
         """Do one crash again, with a real kill in the middle of the life."""
@@ -189,19 +278,24 @@ class CrashRun:
         try:
             seed, step, images_max = int(words["seed"]), int(words["crash"]), int(words["images"])
             self.plan = CrashPlan(seed=seed, strict=words["strict"] == "1")
-            label = words["image"]
+            label, call = words["image"], words["call"]
             cut = Cut(label.partition("/")[0])
         except (KeyError, ValueError) as error:
             raise ValueError(f"not the line of a failure: {line!r} ({error})") from error
-        machine = Machine()
-        self._live(machine, crash_at=step)
-        self.report.points = 1
-        found = dict(self._images(machine, cut, images_max))
-        if label not in found:
+        changed = "it is not what it was when the line was printed; run the whole test again"
+        self._live(Machine())  # for what only the whole life tells: which lanes have a database
+        point = self._live(Machine(), crash_at=step)[-1]
+        if point.step != step:
+            raise ValueError(f"the application ends before step {step}: {changed}")
+        if point.call_word != call:
             raise ValueError(
-                f"the crash at step {step} has no image {label!r}: the application is not what it was"
+                f"step {step} of the application is {point.call_word!r} and no more {call!r}: {changed}"
             )
-        self._judge(found[label], self._promises, line, "the step of the line")
+        self.report.points = self.report.points_in_all = 1
+        found = dict(self._images(point.machine, cut, images_max))
+        if label not in found:
+            raise ValueError(f"the crash at step {step} has no image {label!r}: {changed}")
+        self._judge(found[label], self._promises, line, point)
 
     def _images(self, machine: Machine, cut: Cut, images_max: int) -> Iterator[tuple[str, Machine]]:
         return machine.images(
@@ -213,30 +307,35 @@ class CrashRun:
         )
 
     def _live(self, machine: Machine, crash_at: int | None = None) -> list[_Point]:
-        """Run the application's life; its crash points."""
+        """Run the application's life; its crash points, or nothing but the last of them where it is told to crash."""
         self._promises.clear()
         history: list[Event] = []
         points: list[_Point] = []
         seen: object = None
+        last = (THE_END, "")
+        process = Process(machine, history, seed=self.plan.seed, life="use", crash_at=crash_at)
+        threads = process.threads
 
-        def look(process: Process, call: str) -> None:
-            nonlocal seen
-            now = (process.machine.version(), len(self._promises), call == "write page")
+        def look(call: str, detail: str) -> None:
+            nonlocal seen, last
+            if crash_at is not None:
+                last = (call, detail)
+                return
+            now = (machine.version(), len(self._promises), call == "write page")
             if now != seen:
                 seen = now
-                points.append(_point(process, len(self._promises), call))
+                points.append(_Point(threads.steps, machine.clone(), len(self._promises), call, detail))
 
-        process = Process(
-            machine, history, seed=self.plan.seed, life="use", crash_at=crash_at,
-            on_step=look if crash_at is None else None,
-        )  # fmt: skip
+        threads.on_step = look
         with contextlib.suppress(ProcessKilled):
-            _run(process, lambda: self.use(SimulatedProcess(process, self._promises)))
-        end = _point(process, len(self._promises), "the end")
-        points.append(_Point(end.step + 1, end.machine, end.promises, end.call, inside_write=False))
+            self._run(process, lambda: self.use(SimulatedProcess(process, self._promises, self._lanes)))
+        step = threads.steps
+        if step != crash_at:
+            step, last = step + 1, (THE_END, "")
+        points.append(_Point(step, machine.clone(), len(self._promises), *last))
         return points
 
-    def _judge(self, machine: Machine, promises: list[Any], line: str, call: str) -> None:
+    def _judge(self, machine: Machine, promises: list[Any], line: str, point: _Point) -> None:
         """Run the check on what a crash has left. What is the same to the last byte, and was promised the same, is checked once."""
         __tracebackhide__ = True
         self.report.states += 1
@@ -249,56 +348,45 @@ class CrashRun:
 
         def look() -> None:
             __tracebackhide__ = True
-            self.check(SimulatedProcess(process, list(promises)))
+            self.check(SimulatedProcess(process, list(promises), self._lanes))
 
         try:
-            _run(process, look)
-        except Exception as error:
-            raise CrashFailure(
-                f"after a crash before {call!r} the check fails: {type(error).__name__}: {error}\n"
-                f"promised by then: {_shown(promises)}\n"
+            self._run(process, look)
+        except ForeignThread:
+            raise
+        except self.failures as error:
+            lines = [
+                f"after a crash {point} the check fails: {type(error).__name__}: {error}",
+                f"promised by then: {promises_shown(promises)}",
+                f"not synced by then: {unsynced(point.machine)}",
+                str(self._backends),
                 f"replay this crash alone with: --walbatch-replay '{line}'",
-                line,
-            ) from error
+            ]
+            raise CrashFailure("\n".join(filter(None, lines)), line) from error
 
-
-def _run(process: Process, main: Callable[[], object]) -> None:
-    """Run a process. Where `main` raises, it ends at once: an engine that it left open would go on for ever."""
-    __tracebackhide__ = True
-    problems: list[Exception] = []
-
-    def guarded() -> None:
+    def _run(self, process: Process, main: Callable[[], object]) -> None:
+        """Run a process. It ends with `main`, however that ends: an engine that is left open would go on for ever."""
         __tracebackhide__ = True
+        problems: list[Exception] = []
+        returned = False
+        self._backends.last = None
+        process.threads.steps_max = STEPS_MAX
+
+        def guarded() -> None:
+            nonlocal returned
+            __tracebackhide__ = True
+            try:
+                main()
+                returned = True
+            except Exception as error:  # noqa: BLE001 - raised below, outside
+                problems.append(error)
+            if problems or not process.threads.is_alone:
+                process.threads.kill()
+
         try:
-            main()
-        except Exception as error:  # noqa: BLE001 - raised below, outside
-            problems.append(error)
-            process.threads.kill()
-
-    try:
-        process.run(guarded)
-    except ProcessKilled:
-        if problems:
-            raise problems[0] from None
-        raise
-
-
-def _point(process: Process, promises: int, call: str) -> _Point:
-    return _Point(process.threads.steps, process.machine.clone(), promises, call, call == "write page")
-
-
-def _shown(promises: Sequence[Any]) -> str:
-    """The last few promises."""
-    shown = ", ".join(repr(value)[:60] for value in promises[-5:])
-    return f"{len(promises)} things, the last of them {shown}" if promises else "nothing"
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The engine logs what it finds; here that is thousands of times the same."""
-    logger = logging.getLogger("walbatch")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
+            process.run(guarded)
+        except ProcessKilled:
+            if problems:
+                raise problems[0] from None
+            if not returned:
+                raise

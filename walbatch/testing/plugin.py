@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from _walbatch_pytest import LEFT_OUT
 from walbatch.testing.crashing import STATES_MAX, CrashPlan, CrashReport, CrashRun, Use
 
 ALL_STATES = "all"
@@ -36,8 +37,10 @@ class CrashPoints:
         plan = CrashPlan(
             seed=self.seed, states_max=_states_max(self.states, states), strict=strict, replay=self.replay
         )
-        report = CrashRun(use, check, plan).run()
+        report = CrashRun(use, check, plan, failures=(Exception, pytest.fail.Exception)).run()
         self.node.add_report_section("call", "crash points", str(report))
+        if report.left_out:
+            self.node.user_properties.append((LEFT_OUT, report.left_out))
         return report
 
 

@@ -13,6 +13,7 @@ under test waits through its ports only.)
 from __future__ import annotations
 
 import hashlib
+import threading
 import traceback
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
@@ -48,6 +49,10 @@ class Deadlock(AssertionError):
 
 class Livelock(AssertionError):
     """The threads run on and on."""
+
+
+class ForeignThread(RuntimeError):
+    """A thread that is none of the process's has called a port: what it does is neither crashed nor repeatable."""
 
 
 class SimulatedThread:
@@ -116,7 +121,7 @@ class Scheduler:
         self.is_dead = False
         self.current: SimulatedThread = SimulatedThread(self, -1, "outside", lambda: None)
         self._schedule: Schedule = schedule or RandomSchedule(seed)
-        self._steps_max = steps_max
+        self.steps_max = steps_max
         self._hash = hashlib.blake2b(digest_size=8)
         self._traced: list[tuple[int, str, str]] = []
         self._live: list[SimulatedThread] = []
@@ -154,7 +159,7 @@ class Scheduler:
     def run(self, main: Callable[[], _T], name: str = "main") -> _T:
         """Run `main` and everything it starts. Call it once, from outside.
 
-        Raises what main raised; ProcessKilled; Deadlock, Livelock; or what another thread died of.
+        Raises what main raised; ProcessKilled; Deadlock, Livelock, ForeignThread; or what another thread died of.
         """
         results: list[_T] = []
         self._outside = getcurrent()
@@ -162,7 +167,7 @@ class Scheduler:
         while self._live and not self.is_dead:
             following = self._next()
             if following is None:
-                self._problem = self._deadlock()
+                self._problem = self._problem or self._deadlock()
                 break
             self._resume(following)
         killed = self.is_dead
@@ -176,6 +181,11 @@ class Scheduler:
             raise ProcessKilled
         return results[0]
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether the thread that runs is the last one."""
+        return len(self._live) == 1
+
     def kill(self) -> None:
         """End the process here and now: raises ProcessKilled in the caller, and in every other thread."""
         self.is_dead = True
@@ -185,7 +195,7 @@ class Scheduler:
         """One port call: count it, crash here if told to, and perhaps let another thread run first."""
         me = self.current
         if self.is_dead or getcurrent() is not me.track:
-            self._refuse()
+            self._refuse(call, detail)
         self.steps += 1
         traced = self._traced
         traced.append((me.number, call, detail))
@@ -196,18 +206,25 @@ class Scheduler:
         if len(traced) >= TRACE_STEPS:
             self._hash.update(repr(traced).encode())
             traced.clear()
-        if self.steps > self._steps_max:
+        if self.steps > self.steps_max:
             self._stop(Livelock(f"no end after {self.steps:,} steps: {self._wait_points()}"))
         if len(self._live) > 1:
             thread = self._schedule.at_step(me, self._live)
             if thread is not me:
                 self._hand_over(thread)
 
-    def _refuse(self) -> None:
+    def _refuse(self, call: str, detail: str) -> None:
         here = getcurrent()
         if any(thread.track is here for thread in self._all):
             raise ProcessKilled
-        raise RuntimeError("the simulated process has ended, or the caller is none of its threads")
+        if self._outside is None or self.is_dead:
+            raise RuntimeError("the simulated process has ended, or has not begun")
+        # Its caller may swallow this, and most do not look at what a thread of theirs has died of: `run` raises it as well.
+        self._problem = ForeignThread(
+            f"{call!r}{f' of {detail}' if detail else ''} was called from the real thread {threading.current_thread().name!r}: "
+            "asyncio and real threads cannot run here; use Engine and process.threads"
+        )
+        raise self._problem
 
     # --- what waits is made of ---
 
@@ -291,7 +308,7 @@ class Scheduler:
         return Deadlock(f"all threads wait, and nothing will wake one: {self._wait_points()}")
 
     def _stop(self, problem: BaseException) -> None:
-        self._problem = problem
+        self._problem = self._problem or problem
         self.kill()
 
     def _bury(self) -> None:

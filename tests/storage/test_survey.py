@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 import walbatch as wb
 from tests.memory import MemoryFileSystem, environment
-from walbatch.core.frame import FrameHeader, SegmentHeader
+from walbatch.core.frame import (
+    FrameHeader,
+    HeaderState,
+    SegmentHeader,
+    decode_segment_header,
+    encode_segment_header,
+)
 from walbatch.core.recovery import StoreFacts
 from walbatch.core.scanner import Visit
 from walbatch.storage.layout import Layout, read_identity
@@ -83,6 +90,27 @@ def test_a_full_survey_reads_every_byte_and_shows_every_frame(fs: MemoryFileSyst
     facts = look(fs, full=True, visits=visits)
     assert all(segment.scan is not None for segment in facts.segments)
     assert visits == list(range(1, 41))
+
+
+def test_a_footer_is_not_trusted_beyond_where_the_next_segment_cuts_off(fs: MemoryFileSystem) -> None:
+    """The seal survived a failed sync and a power cut, and a frame before it did not: it was copied to the next segment."""
+    first, second = (bytes(fs.files[LAYOUT.segment(number)].data) for number in (1, 2))
+    state, header = decode_segment_header(second)
+    assert state is HeaderState.VALID
+    assert header is not None
+    footer = look(fs).segments[0].footer
+    assert footer is not None
+    lost = footer.offsets[-1]
+    cut_off = replace(header, prev_last_lsn=footer.last_lsn - 1, first_lsn=footer.last_lsn)
+    damaged = MemoryFileSystem.of("/q", {
+        "identity": bytes(fs.files[LAYOUT.identity].data),
+        "wal/0000000000000000001.seg": first[:lost] + bytes(512) + first[lost + 512 :],
+        "wal/0000000000000000002.seg": encode_segment_header(cut_off) + second[512:],
+    })  # fmt: skip
+    segment = look(damaged).segments[0]
+    assert segment.footer is None
+    assert segment.scan is not None
+    assert (segment.scan.last_lsn, segment.end_offset) == (footer.last_lsn - 1, lost)
 
 
 def test_progress_ends_at_all_bytes(fs: MemoryFileSystem) -> None:

@@ -239,6 +239,9 @@ def _damage(machine: Machine, chance: random.Random, story: Story) -> None:
         return
     held = disk.generations()
     luck = chance.random()
+    older = story.damage["state silently stale"] + story.damage["one generation damaged"]
+    if luck < 0.16 and older:
+        return  # two generations are kept: with a second loss, what is left may be older than what was trimmed, and is refused
     if luck < 0.08 and disk.commits and isinstance(disk.commits[-1], Checkpoint):
         disk.stale_commits = 1
         story.damage["state silently stale"] += 1

@@ -72,6 +72,10 @@ def survey(
                 file = fs.open_read(layout.segment(number))
                 files.append(file)
                 footer = read_footer(file, header, size)
+                if footer and following and footer[1].last_lsn > following.prev_last_lsn:
+                    # A seal whose sync failed: a later opener has copied what was not proven and cut it off here. The seal may be
+                    # on the disk all the same, and the frames that it lists need not be.
+                    footer = None
                 scan = None
                 if last or full or footer is None:
                     scan = scan_segment(

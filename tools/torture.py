@@ -64,7 +64,7 @@ def parse_arguments() -> argparse.Namespace:
         "--seed", type=int, default=1, help="other seeds try other things (default %(default)s)"
     )
     parser.add_argument("--minutes", type=float, help="go on for at least so long")
-    parser.add_argument("--modes", help="only these, with commas between them")
+    parser.add_argument("--modes", help="only these, in this order, with commas between")
     parser.add_argument(
         "--replay", metavar="LINE", help="do one failure again: a line as a failure prints it"
     )
@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
     if unknown:
         print(f"no mode {', '.join(unknown)}; there are {', '.join(profile.shares)}", file=sys.stderr)
         return 2
-    work = Run(profile, arguments.seed, modes)
+    work = Run(profile, arguments.seed, modes, scale=arguments.scale)
     try:
         work.run()
     except KeyboardInterrupt:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tools.modes.profiles import EXTRA, OPEN_ENDED, Profile
+from tools.modes.profiles import EXTRA, OPEN_ENDED, Profile, Share
 from tools.modes.tally import Failure, Tally
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -46,6 +46,9 @@ class Run:
     profile: Profile
     seed: int
     modes: Sequence[str]
+    """In the order in which they start."""
+    scale: float = 1.0
+    """Part of each count to do."""
     slots: int = os.cpu_count() or 1
     show: Callable[[str], None] = print
     tallies: dict[str, Tally] = field(default_factory=dict)
@@ -101,10 +104,10 @@ class Run:
 
     def _parts(self, started: float) -> Iterator[Part]:
         """All parts of the profile; then, until its time is over, helpings of what has no end."""
-        shares = [(mode, share) for mode, share in self.profile.shares.items() if mode in self.modes]
-        for mode, share in shares:
+        for mode in self.modes:
+            share = self.profile.shares[mode] if mode in self.profile.shares else Share()
             for part in range(share.parts):
-                count = None if share.count is None else -(-share.count // share.parts)
+                count = None if share.count is None else -(-int(share.count * self.scale) // share.parts)
                 yield Part(
                     mode=mode,
                     seed=self.seed,

@@ -66,6 +66,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="go on for at least so long")
     parser.add_argument("--modes", help="only these, in this order, with commas between")
     parser.add_argument(
+        "--scale", type=float, default=1.0, help="do this part of each count (default %(default)s)"
+    )
+    parser.add_argument(
         "--replay", metavar="LINE", help="do one failure again: a line as a failure prints it"
     )
     parser.add_argument("--write", action="store_true", help="put the figures into docs/testing.md")

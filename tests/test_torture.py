@@ -60,6 +60,13 @@ def test_parts_share_the_work_and_the_figures_add_up() -> None:
     assert "0 failures" in report.text(run.tallies, run.seconds)
 
 
+def test_a_scale_does_a_part_of_each_count() -> None:
+    run = run_of(schedules=Share(count=200))
+    run.scale = 0.1
+    run.run()
+    assert 0 < run.tallies["schedules"].figures["schedules"] <= 20
+
+
 def test_a_mode_that_does_not_exist_is_a_failure_and_no_silence() -> None:
     run = run_of(nonsense=Share())
     run.run()

@@ -300,6 +300,7 @@ def verdict(taken: Taken, settings: Any) -> str:
     history = taken.history
     process = Process(taken.machine, events, seed=0, life="after")
     session = Session(process, open_engine, workload, "after")
+    session.is_damaged = True
     told = False
 
     def use(session: Session) -> None:

@@ -108,6 +108,8 @@ class Session:
         self.workload = workload
         self.life = life
         self.engine: Any = None
+        self.is_damaged = False
+        """Bytes on the disk were changed on purpose: the engine may stop."""
         self.is_verifying = False
         """A workload's own `verify` runs, and may call `verify_by_use` for the end."""
         self._open_engine = open_engine
@@ -268,9 +270,9 @@ class Session:
 
     @property
     def may_fail(self) -> bool:
-        """Whether anything has happened that may stop an engine: a failed call, a full disk, no descriptors left."""
+        """Whether anything may stop an engine: damage, a failed call, a full disk, no descriptors left."""
         fs = self.process.machine.fs
-        return bool(self.process.faults.hits or fs.capacity_bytes or fs.files_max)
+        return bool(self.is_damaged or self.process.faults.hits or fs.capacity_bytes or fs.files_max)
 
     def _segments(self) -> int | None:
         """Segments in the store, if it is made as the shipped engine makes it."""

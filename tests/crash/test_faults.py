@@ -15,10 +15,11 @@ import pytest
 import walbatch as wb
 from tests.support import FAST, SMALL, Recorder
 from tools.modes import faults
-from tools.modes.lives import images_of, live, quiet
+from tools.modes.lives import images_of, live
 from tools.modes.tally import Job
 from tools.modes.workloads import INCOMPRESSIBLE, remove_file
 from walbatch.testing.simulation import Cut, Fault, FaultPlan, LanePlan, Machine, Session, Workload
+from walbatch.testing.simulation.explore import quiet
 from walbatch.testing.simulation.faults import CallSite
 from walbatch.testing.simulation.history import Acknowledged, Drained, Ended, Event
 from walbatch.testing.simulation.workload import STORE, names_in, tree_bytes

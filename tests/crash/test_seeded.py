@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tools.modes import seeded
-from tools.modes.lives import quiet
 from tools.modes.tally import Job, Tally
+from walbatch.testing.simulation.explore import quiet
 from walbatch.testing.simulation.machine import Process
 
 

@@ -13,8 +13,6 @@ which is the failure that this mode looks for. The two that are given up are los
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +23,7 @@ from tools.bitrot.damages import ENDINGS, Catalogue, Damage
 from tools.bitrot.store import make_stores
 from tools.bitrot.verdict import Bench, Outcome, Verdict
 from tools.modes.tally import Job, Progress, Tally
+from walbatch.testing.simulation.explore import quiet
 
 MODE: Final = "bitrot"
 PROGRESS_EVERY: Final = 500
@@ -50,7 +49,7 @@ def run(job: Job, progress: Progress) -> Tally:
     tally = Tally(mode=MODE)
     started = time.monotonic()
     done = 0
-    with _quiet():
+    with quiet():
         stores = make_stores(job.seed)
         catalogue = Catalogue.of(stores, job.seed)
         benches = {ending: Bench(stores.get(ending)) for ending in ENDINGS}
@@ -133,7 +132,7 @@ def replay(line: str, scratch: Path) -> list[str]:
     """Do one damage again; what is wrong."""
     words = dict(word.partition("=")[::2] for word in line.split()[1:])
     seed = int(words.get("seed", 0))
-    with _quiet():
+    with quiet():
         if words["store"] == "state":
             found = state.flips(scratch / "bitrot", seed=seed, part=0, count=1, only=int(words["at"]))
             return [problem for _, _, problem in found if problem]
@@ -148,14 +147,3 @@ def replay(line: str, scratch: Path) -> list[str]:
             _by_engine(bench, damage, catalogue).problem,
         ]
         return [problem for problem in problems if problem]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The engine logs what it finds; here that is all that it finds."""
-    logger = logging.getLogger("walbatch")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before

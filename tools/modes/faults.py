@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 import walbatch
-from tools.modes.lives import images_of, live, quiet
+from tools.modes.lives import images_of, live
 from tools.modes.prediction import predict
 from tools.modes.tally import Job, Progress, Tally
 from tools.modes.workloads import WORKLOADS
@@ -36,6 +36,7 @@ from walbatch.testing.simulation import (
     Workload,
 )
 from walbatch.testing.simulation.backend import Manners
+from walbatch.testing.simulation.explore import quiet
 from walbatch.testing.simulation.faults import CallSite
 from walbatch.testing.simulation.history import Ended, Event
 from walbatch.testing.simulation.workload import verify_by_use

@@ -5,11 +5,9 @@ What is not here: which lives are worth living (`faults`, `seeded`), and every c
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from walbatch.testing.shipped import open_engine
@@ -74,14 +72,3 @@ def crash(
     history.append(Ended(cut=cut, at_ns=life.process.clock.now_ns))
     found = images_of(life.process.machine, cut, seed=chance.randrange(2**32), strict=strict)
     return chance.choice(found)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """The engine logs what it finds; here that is thousands of times the same."""
-    logger = logging.getLogger("walbatch")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tools.modes.lives import Life, live, quiet
+from tools.modes.lives import Life, live
 from tools.modes.prediction import predict
 from tools.modes.tally import Job, Progress, Tally
 from tools.modes.workloads import HASTY, HOUR_NS, remove_file
@@ -40,6 +40,7 @@ from walbatch.testing.simulation import (
 )  # fmt: skip
 from walbatch.testing.simulation.backend import Manners
 from walbatch.testing.simulation.clock import START_NS
+from walbatch.testing.simulation.explore import quiet
 from walbatch.testing.simulation.history import Ended, Event, Lied
 from walbatch.testing.simulation.workload import STORE, names_in, verify_by_use
 from walbatch.types import Batch, Checkpoint
@@ -274,7 +275,7 @@ class Use:
             try:
                 session.open()
             except WalbatchError:
-                if not self._may_refuse(session):
+                if not session.may_fail:
                     raise
                 return
             for _ in range(self.chance.randrange(ACTIONS_MAX)):
@@ -282,10 +283,6 @@ class Use:
                 with contextlib.suppress(WalbatchError):
                     action(self, session)
             session.close(drain=self.chance.random() < 0.5)
-
-    def _may_refuse(self, session: Session) -> bool:
-        fs = session.process.machine.fs
-        return bool(session.process.faults.hits or fs.capacity_bytes or fs.files_max)
 
     def _key(self) -> bytes:
         return self.chance.choice((b"a", b"b", b"c", b"d"))

@@ -155,7 +155,7 @@ class Explorer:
         """Explore until done, the time is over, or there are enough failures."""
         started = time.perf_counter()
         self._deadline = started + (self.plan.seconds if self.plan.seconds is not None else 1e9)
-        with _quiet():
+        with quiet():
             self._run()
         self.report.seconds = time.perf_counter() - started
         return self.report
@@ -325,7 +325,7 @@ class Explorer:
         self.report.failures.clear()
         history: list[Event] = []
         machine = self._machine()
-        with _quiet():
+        with quiet():
             for depth, (step, label) in enumerate(zip([*crashes, None], [*labels, ""], strict=True)):
                 events: list[Event] = []
                 use = self.workload.run if depth == 0 else verify_by_use
@@ -394,7 +394,7 @@ def sweep_faults(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The engine logs what it finds; here that is thousands of times the same."""
     logger = logging.getLogger("walbatch")
     before, logger.disabled = logger.disabled, True

@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from walbatch.testing.simulation.disk import PIECE_BYTES, ZEROS, FailedSync
+from walbatch.testing.simulation.disk import PIECE_BYTES, ZEROS, FailedSync, Inode
 from walbatch.testing.simulation.faults import Fault, FaultPlan
 from walbatch.testing.simulation.filesystem import Room, SimulatedFile, SimulatedFileSystem, SimulatedLock
 from walbatch.testing.simulation.images import Cut, crash_images
@@ -77,6 +77,16 @@ def test_the_size_may_grow_without_the_content() -> None:
     assert A + ZEROS in found
     assert A + C in found, "a block of a deleted file"
     assert A + B in found
+
+
+def test_the_size_before_a_long_write_may_be_left_by_a_power_cut() -> None:
+    inode = Inode(1)
+    inode.truncate(32_768)
+    for size in range(36_864, 73_728, 4_096):
+        inode.truncate(size)
+    assert {0, 32_768, 69_632} <= set(inode.possible_sizes())
+    assert all(inode.may_have(size) for size in [0, *range(32_768, 73_728, 4_096)])
+    assert not any(inode.may_have(size) for size in (512, 32_256, 73_728))
 
 
 def test_a_piece_that_was_overwritten_twice_may_hold_what_was_between() -> None:

@@ -24,7 +24,8 @@ VERSIONS_MAX: Final = 4
 """Older contents that are remembered of a piece which is written again and again between two syncs."""
 
 SIZES_MAX: Final = 8
-"""Sizes that are remembered of a file between two syncs: a long write passes through one at each page."""
+"""Sizes that are remembered of a file between two syncs: a long write passes through one at each page. Of more than that, the
+oldest half is kept and the newest."""
 
 TORN_BYTES: Final = 64
 """Where a torn piece is cut in the exhaustive enumeration: behind a frame's header, the nastiest place. Samples vary it."""
@@ -138,7 +139,10 @@ class Inode:
     def _resize(self, size: int) -> None:
         self.size = size
         self._whole = None
-        self.sizes = (*self.sizes, size)[-SIZES_MAX:]
+        sizes = (*self.sizes, size)
+        if len(sizes) > SIZES_MAX:
+            sizes = (*sizes[: SIZES_MAX // 2], *sizes[SIZES_MAX // 2 + 1 :])
+        self.sizes = sizes
 
     # --- syncing ---
 
@@ -184,8 +188,17 @@ class Inode:
         return [(outcome, content) for content, outcome in distinct.items()]
 
     def possible_sizes(self) -> list[int]:
-        """Every size that the file may have after a power cut, newest first."""
+        """The sizes that the file may have after a power cut, newest first; of more than SIZES_MAX the ends."""
         return list(dict.fromkeys([*reversed(self.sizes), self.durable_size]))
+
+    def may_have(self, size: int) -> bool:
+        """Whether a power cut may leave this size: one that is remembered, or lies where sizes were forgotten."""
+        sizes = self.sizes
+        if len(sizes) == SIZES_MAX:
+            older, newer = sizes[SIZES_MAX // 2 - 1], sizes[SIZES_MAX // 2]
+            if min(older, newer) <= size <= max(older, newer):
+                return True
+        return size in {*sizes, self.durable_size}
 
     def gap_pieces(self, size: int) -> range:
         """The pieces below `size` that lie behind the durable end: what was never written there reads as anything."""

@@ -320,7 +320,7 @@ class Use:
     def pause(self, session: Session) -> None:
         """Pause a lane, or let it go on."""
         lane = self.chance.choice(self.lanes)
-        (session.engine.pause if self.chance.random() < 0.5 else session.engine.resume)(lane)
+        (session.pause_lane if self.chance.random() < 0.5 else session.resume_lane)(lane)
 
     def flush(self, session: Session) -> None:
         """Flush one lane."""

@@ -111,6 +111,8 @@ class Session:
         self.is_damaged = False
         """Bytes on the disk were changed on purpose: the engine may stop."""
         self.is_verifying = False
+        self._paused_meanwhile = False
+        self._resumed_late = False
         """A workload's own `verify` runs, and may call `verify_by_use` for the end."""
         self._open_engine = open_engine
         self._history: list[Event] = process.history
@@ -137,7 +139,7 @@ class Session:
         plans = {**self.workload.lanes, **lanes}
         made = {name: plan.lane(name, self.process) for name, plan in plans.items()}
         predicted = self._predict()
-        self.process.faults.sync_failed = False
+        self.process.faults.sync_failed = self._resumed_late = False
         hits = self.process.faults.hits
         try:
             self.engine = self._open_engine(self.process, made, self.workload.settings)
@@ -239,13 +241,24 @@ class Session:
         """Let virtual time pass."""
         self.process.threads.event().wait(int(seconds * 1e9))
 
+    def pause_lane(self, lane: str) -> None:
+        """Flush nothing more of a lane. Another thread may be closing the engine."""
+        self.engine.pause(lane)
+        self._paused_meanwhile = True
+
+    def resume_lane(self, lane: str) -> None:
+        """Flush a paused lane again. An engine that is being closed may have passed it by."""
+        self.engine.resume(lane)
+        self._resumed_late = self._resumed_late or self.engine.stats().state != "open"
+
     def close(self, *, drain: bool = True) -> None:
         """Close the engine. Then every ticket must have been resolved, and nothing may have stopped it that did not fail."""
         stats = getattr(self.engine, "stats", None)
+        self._paused_meanwhile = False
         idle = stats is not None and any(lane.paused or lane.held for lane in stats().lanes.values())
         report = self.engine.close(drain=drain, timeout=CLOSE_S)
         self.engine = None
-        self._check_reason(report, idle=idle)
+        self._check_reason(report, idle=idle or self._paused_meanwhile or self._resumed_late)
         tickets, self._tickets = self._tickets, []
         for payload, ticket, told in tickets:
             applied = False

@@ -240,9 +240,9 @@ def _damage(machine: Machine, chance: random.Random, story: Story) -> None:
         return
     held = disk.generations()
     luck = chance.random()
-    older = story.damage["state silently stale"] + story.damage["one generation damaged"]
-    if luck < 0.16 and older:
-        return  # two generations are kept: with a second loss, what is left may be older than what was trimmed, and is refused
+    # Two generations are kept: with another loss, what is left may be older than what was trimmed, and is refused.
+    if luck < 0.16 and any(story.damage[what] for what in _LOSSES):
+        return
     if luck < 0.08 and disk.commits and isinstance(disk.commits[-1], Checkpoint):
         disk.stale_commits = 1
         story.damage["state silently stale"] += 1
@@ -256,6 +256,8 @@ def _damage(machine: Machine, chance: random.Random, story: Story) -> None:
         remove_file(machine, f"{STATE}/data.mdb")
         story.damage["state lost"] += 1
 
+
+_LOSSES: Final = ("state silently stale", "one generation damaged", "both generations damaged")
 
 # --- a life ---
 

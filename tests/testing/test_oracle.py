@@ -128,6 +128,9 @@ FINE |= {
     "what was written and never synced may go with a failed sync": [
         counted(b"a", 3, 20 * MS), told(b"a", 1, 3), SyncFailed("f"), Opened(), Drained(),
     ],
+    "what was written before a failed sync may go although it was acknowledged in that moment": [
+        counted(b"a", 3, 20 * MS), SyncFailed("f"), told(b"a", 1, 3), Opened(), Drained(),
+    ],
     "a look predicts what happens": [
         *ALL, power(),
         look(logged(b"a", 1), logged(b"b", 2), logged(b"c", 3), next_lsn=9, cases=("W11",), torn_bytes=40, torn_count=1),

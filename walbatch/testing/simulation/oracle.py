@@ -267,6 +267,8 @@ class Oracle:
         self._syncs = event.syncs or 0
         if operation.submitted.grace_ns != 0:
             self._fragile[payload] = None
+            if self._failed and not operation.after_failure and _unsynced(operation, event):
+                self._excuse(payload)  # written before the sync failed, and heard of in that moment
         elif (
             event.syncs is not None
             and operation.submitted.syncs is not None
@@ -431,6 +433,12 @@ class Oracle:
 
     def _report(self, payload: bytes, what: str) -> None:
         self.problems.append(f"{_short(payload)} {what}")
+
+
+def _unsynced(operation: _Operation, event: Acknowledged) -> bool:
+    """Whether no sync had succeeded since an operation was submitted, when it was acknowledged; or nobody can tell."""
+    before = operation.submitted.syncs
+    return event.syncs is None or before is None or event.syncs <= before
 
 
 def _short(payload: bytes) -> str:

@@ -501,6 +501,14 @@ def test_reading_back_never_starts_before_a_settled_segment_that_cannot_be_read(
     assert (plan.refusal, plan.first_segment) == (None, 3)
 
 
+def test_the_jump_passes_over_a_settled_segment_whose_header_cannot_be_read() -> None:
+    unreadable = file_of(None, number=2, state=HeaderState.BAD_CRC)
+    third = file_of(segment_header(number=3, prev_last_lsn=20), scanned(30, clean=False))
+    plan = make_plan(store_of(SEALED, unreadable, third, checkpoint=checkpoint_of(20)))
+    assert (plan.refusal, plan.clean) == (None, False)
+    assert plan.next_lsn > 30 + limits.LSN_JUMP
+
+
 def test_reading_back_starts_at_the_oldest_segment_that_is_not_settled() -> None:
     third = segment_header(number=3, prev_last_lsn=20)
     facts = store_of(

@@ -268,8 +268,9 @@ def open_log(files: Files, checkpoint: Checkpoint | None) -> Opened:
     )
     rows: dict[int, Row] = {}
     position = Position(plan.first_segment, SECTOR)
+    next_lsn = 0
     try:
-        while (frame := log.read_frame(position)) is not None:
+        while (frame := log.read_frame(position, next_lsn=next_lsn)) is not None:
             kinds = [frame.kinds[index] for index in frame.kind_indexes]
             rows.update(
                 zip(
@@ -278,7 +279,7 @@ def open_log(files: Files, checkpoint: Checkpoint | None) -> Opened:
                     strict=True,
                 )
             )
-            position = frame.next_position
+            position, next_lsn = frame.next_position, frame.last_lsn + 1
     except wb.CorruptionError as error:
         return Opened(error=error, rows=rows)
     finally:

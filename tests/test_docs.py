@@ -17,11 +17,11 @@ import pytest
 import walbatch as wb
 from tests.testing.installed import PLUGIN_OPTIONS
 from walbatch import limits
-from walbatch.core import frame, mark, recovery
+from walbatch.core import columns, frame, mark, recovery
+from walbatch.core.columns import Column
 from walbatch.core.frame import (
     Body,
     Codec,
-    Column,
     FrameType,
     SegmentHeader,
     decode_frame_header,
@@ -36,7 +36,7 @@ from walbatch.core.recovery import (
     make_plan,
 )
 from walbatch.core.scanner import SegmentScan
-from walbatch.storage import envelope, layout
+from walbatch.storage import envelope, layout, letters
 from walbatch.types import Checkpoint
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -131,6 +131,7 @@ STORE_SITUATIONS: Final = {
     "S6": replace(SOUND, state_findings=("a finding",)),
     "S7": replace(SOUND, checkpoint=None),
     "S8": replace(SOUND, segments=(replace(SEGMENT, scan=replace(SCAN, last_lsn=2**63 - 9)),)),
+    "S9": replace(SOUND, superseded=(1,)),
 }
 
 
@@ -220,12 +221,16 @@ STRUCTS: Final[dict[str, tuple[str, list[tuple[int, int]]]]] = {
             (limits.FRAME_HEADER_BYTES - CRC, CRC),
         ],
     ),
-    "body header": ("1 to 64", fields(frame._BODY)),
-    "directory entry": ("see below; each at most once, unknown ones are refused", fields(frame._COLUMN)),
+    "body header": ("1 to 64", fields(columns._BODY)),
+    "directory entry": (
+        "see below; each at most once, unknown ones are a newer format",
+        fields(columns._COLUMN),
+    ),
     "trailer": ("where the SEAL frame starts in the file", fields(frame._TRAILER)),
     "footer": ("last LSN of the segment", fields(frame._FOOTER)),
     "envelope": ("`57 42 73 74` (`WBst`)", fields(envelope._HEADER)),
     "checkpoint": ("grows by one with each checkpoint", fields(envelope._CHECKPOINT)),
+    "letter": ("when it was given up", fields(letters._BODY)),
     "mark": ("`57 42 6d 6b` (`WBmk`)", fields(mark._HEADER)),
 }
 
@@ -324,8 +329,13 @@ def test_types_flags_and_columns_are_those_of_the_code() -> None:
     assert {row["name"]: int(row["flag"]) for row in flags} == {
         name.removeprefix("FLAG_"): value for name, value in vars(frame).items() if name.startswith("FLAG_")
     }
-    columns = table("format.md", "id", "column", "left out where", "limit of an element", first="1")
-    assert [int(row["id"]) for row in columns] == [member.value for member in Column]
+    documented = table("format.md", "id", "column", "left out where", "limit of an element", first="1")
+    assert [int(row["id"]) for row in documented] == [member.value for member in Column]
+    bits = table("format.md", "bit", "segment", "meaning", first="1")
+    assert {row["segment"]: int(row["bit"]) for row in bits} == {
+        name.removeprefix("SEGMENT_"): getattr(frame, name)
+        for name in ("SEGMENT_COMPACTED", "SEGMENT_OPTIONS")
+    }
 
 
 def amount(text: str) -> int:
@@ -519,36 +529,6 @@ def test_the_backend_of_the_document_keeps_the_contracts(tmp_path: Path) -> None
     )
     assert done.returncode == 0, done.stdout
     assert "skipped" not in done.stdout
-
-
-SIZES: Final = {"GiB": limits.GIB, "MiB": limits.MIB, "KiB": limits.KIB}
-
-
-def shown(name: str, value: object) -> str:
-    """A default as the tables write it."""
-    if value is None:
-        return "none"
-    if isinstance(value, str):
-        return f'"{value}"'
-    if "bytes" in name and isinstance(value, int):
-        unit, size = next((unit, size) for unit, size in SIZES.items() if value % size == 0)
-        return f"{value // size} {unit}"
-    if isinstance(value, int | float):
-        unit = next((f" {unit}" for unit in ("ms", "s") if name.endswith(f"_{unit}")), "")
-        return f"{value:,g}{unit}"
-    return f"{type(value).__name__}()"
-
-
-@pytest.mark.parametrize(
-    "made", [wb.Lane(), wb.Trigger(), wb.RetryPolicy(), wb.Settings()], ids=lambda made: type(made).__name__
-)
-def test_defaults_are_those_of_the_code(made: Any) -> None:
-    name = type(made).__name__
-    (rows,) = (rows for rows in tables("backends.md") if f"`{name}`" in rows[0])
-    documented = {plain(row[f"`{name}`"]): plain(row["default"]) for row in rows}
-    assert documented == {
-        field.name: shown(field.name, getattr(made, field.name)) for field in fields_of(made)
-    }
 
 
 def test_the_report_of_a_close_and_the_errors_are_those_of_the_code() -> None:

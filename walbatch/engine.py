@@ -7,22 +7,28 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import logging
 import os
 import socket
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from walbatch import limits
 from walbatch.config import NS_PER_MS, NS_PER_S, Lane, Settings
 from walbatch.core.commit_group import fits_frame
+from walbatch.core.health import HealthFacts, assess
+from walbatch.core.history import History
+from walbatch.core.pressure import Pressure
 from walbatch.core.recovery import Case
 from walbatch.core.routing import shard_of, shards_of
 from walbatch.errors import (
     ConfigError,
     EngineClosed,
+    OperationCancelled,
+    OperationDead,
     OperationTooLarge,
     StorageError,
     WalbatchError,
@@ -35,29 +41,48 @@ from walbatch.lanes import (
     close_backends,
     kinds_in_log,
     lane_memory,
+    make_options,
     set_up,
     trimmed_count,
 )
-from walbatch.metrics import CloseReport, EngineStats
-from walbatch.ports import Backend, Clock, Entropy, FileSystem, StateStore, Thread, Threads
+from walbatch.metrics import CloseReport, EngineStats, Health
+from walbatch.ports import Backend, Clock, Entropy, FileSystem, Memory, StateStore, Thread, Threads
 from walbatch.runtime.checkpointer import CheckpointBase, Checkpointer
 from walbatch.runtime.clock import RealClock, RealEntropy, RealThreads
 from walbatch.runtime.committer import CommitSettings, Committer
-from walbatch.runtime.dispatcher import Dispatcher, DispatchSettings
+from walbatch.runtime.dispatcher import HISTORY, Dispatcher, DispatchSettings
+from walbatch.runtime.identities import KeyIndex
 from walbatch.runtime.lane import LaneSetup
-from walbatch.runtime.ticket import Promise, Ticket, timeout_to_ns
+from walbatch.runtime.letters import DeadLetters, LetterSettings
+from walbatch.runtime.ticket import Promise, Ticket, kept_promise, timeout_to_ns
 from walbatch.storage.checkpoint import LmdbState
 from walbatch.storage.filesystem import RealFileSystem
 from walbatch.storage.layout import Layout
 from walbatch.storage.log import Log, LogSettings
+from walbatch.storage.memory import RealMemory
 from walbatch.storage.store import OpenStore, open_store, storage_errors
 from walbatch.storage.survey import Progress, segment_numbers
-from walbatch.types import PRIORITY_NORMAL, Durability, Position
+from walbatch.types import (
+    NO_OPTIONS,
+    PRIORITY_NORMAL,
+    DeadLetter,
+    Durability,
+    OperationStatus,
+    Options,
+    Position,
+    When,
+)
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 Payload = bytes | bytearray | memoryview
+REQUEUE_PREFIX = b"\0requeue "
+"""Of the idempotency keys under which dead letters are submitted again. No user's key begins with a zero byte."""
+CHANGEABLE = frozenset(
+    {"trigger", "controller", "retry", "strategy", "timeout_s", "overdue", "cost", "batch_cost"}
+)
+"""Settings of a lane that may change while the store is open. The others decide where operations are, or in what order."""
 _logger = logging.getLogger("walbatch")
 
 
@@ -69,6 +94,7 @@ class Environment:
     clock: Clock = field(default_factory=RealClock)
     threads: Threads = field(default_factory=RealThreads)
     entropy: Entropy = field(default_factory=RealEntropy)
+    memory: Memory = field(default_factory=RealMemory)
     open_state: Callable[[str, bytes, str], StateStore] = LmdbState.open_for_engine
     """open_state(path, store UUID, quarantine): an empty quarantine means that nothing may be moved there."""
 
@@ -81,7 +107,7 @@ class Engine:
 
     def __init__(
         self, *, store: OpenStore, log: Log, environment: Environment, lanes: Mapping[str, Lane], setups: Sequence[LaneSetup],
-        settings: Settings,
+        settings: Settings, letters: Sequence[DeadLetter], given_up: frozenset[int], keys: KeyIndex, history: History,
     ) -> None:  # fmt: skip
         """Not for users: see `Engine.open`."""
         plan = store.plan
@@ -100,14 +126,24 @@ class Engine:
         self._failure: WalbatchError | None = None
         self._report: CloseReport | None = None
         self._closing = environment.threads.condition()
+        # Guards _lanes while one of them is changed.
+        self._configuring = environment.threads.condition()
         self._closer: Thread | None = None
         self._pid = os.getpid()
         self._pending_at_open = plan.pending
+        self._keys = keys
         self.recovery: tuple[Case, ...] = plan.cases
         """What recovery found when the store was opened."""
         clock, threads = environment.clock, environment.threads
         checkpoint = store.facts.checkpoint
         watermark = checkpoint.watermark if checkpoint else 0
+        self._letters = DeadLetters(
+            state=store.state, threads=threads, clock=clock, letters=letters,
+            settings=LetterSettings(
+                count_max=settings.dead_letters_max, bytes_max=settings.dead_letter_bytes_max,
+                age_ns=None if settings.dead_letter_age_s is None else int(settings.dead_letter_age_s * NS_PER_S),
+            ),
+        )  # fmt: skip
         self._dispatcher = Dispatcher(
             log=log, clock=clock, threads=threads, entropy=environment.entropy,
             settings=DispatchSettings(
@@ -115,7 +151,8 @@ class Engine:
                 memory_bytes_max=settings.memory_bytes_max,
             ),
             store=store.uuid, epoch=plan.epoch, lanes=setups, start=Position(plan.first_segment, limits.SECTOR_BYTES),
-            end_lsn=plan.next_lsn - 1, watermark=watermark, on_failure=self._fail,
+            end_lsn=plan.next_lsn - 1, watermark=watermark, letters=self._letters,
+            memory=environment.memory, state=store.state, history=history, given_up=given_up, on_failure=self._fail,
         )  # fmt: skip
         intervals = [lane.interval_ms for lane in lanes.values() if lane.durability is Durability.INTERVAL]
         self._committer = Committer(
@@ -127,6 +164,7 @@ class Engine:
                 interval_ns=int(min(intervals, default=100.0) * NS_PER_MS),
             ),
             names=list(self._index), next_lsn=plan.next_lsn, on_durable=self._dispatcher.on_durable, on_failure=self._fail,
+            is_pressed=lambda: self._dispatcher.pressure is Pressure.PAUSE,
         )  # fmt: skip
         self._checkpointer = Checkpointer(
             log=log, state=store.state, clock=clock, threads=threads, interval_ns=int(settings.checkpoint_ms * NS_PER_MS),
@@ -135,6 +173,7 @@ class Engine:
                 settled_count=checkpoint.settled_count if checkpoint else trimmed_count(store),
             ),
             settled=self._dispatcher.settled, durable_lsn=lambda: self._committer.durable_lsn, on_failure=self._fail,
+            before=self._save_beside,
         )  # fmt: skip
         self._checkpointer.checkpointed_lsn = watermark
 
@@ -188,7 +227,13 @@ class Engine:
             state_is_whole = store.facts.checkpoint is not None and not lane_findings
             kinds = frozenset() if state_is_whole or not store.facts.segments else kinds_in_log(fs, store)
             check_remembered(lanes, remembered, kinds)
-            setups = set_up(store, lanes, remembered, kinds, opened)
+            snapshots, controller_findings = store.state.load_controllers()
+            setups = set_up(store, lanes, remembered, kinds, opened, snapshots)
+            history = _decode_history(snapshots.get(HISTORY))
+            letters, letter_findings = store.state.load_letters()
+            given_up, given_up_findings = store.state.load_given_up()
+            uses, keys_lsn, key_findings = store.state.load_keys()
+            findings = [*controller_findings, *letter_findings, *given_up_findings, *key_findings]
             # Lanes are remembered before the first of their operations can be logged.
             store.state.save_lanes(
                 {
@@ -206,14 +251,18 @@ class Engine:
                     facts=store.facts, plan=store.plan,
                 )  # fmt: skip
                 try:
-                    engine = cls(
-                        store=store,
-                        log=log,
-                        environment=environment,
-                        lanes=lanes,
-                        setups=setups,
-                        settings=settings,
+                    keys = KeyIndex(
+                        threads=threads,
+                        age_ns=int(settings.idempotency_window_s * NS_PER_S),
+                        uses=uses,
+                        saved_lsn=keys_lsn,
                     )
+                    keys.read_log(log, Position(store.plan.first_segment, limits.SECTOR_BYTES))
+                    letters = _without_requeued(store.state, letters, keys)
+                    engine = cls(
+                        store=store, log=log, environment=environment, lanes=lanes, setups=setups, settings=settings,
+                        letters=letters, given_up=given_up, keys=keys, history=history,
+                    )  # fmt: skip
                     engine._start()
                 except BaseException:
                     log.close(next_lsn=None)
@@ -223,6 +272,8 @@ class Engine:
             store.state.close()
             store.lock.release()
             raise
+        for finding in findings:
+            _logger.warning("%s: %s", root, finding)
         for case in store.plan.cases:
             if case.is_noteworthy:
                 _logger.warning(
@@ -262,23 +313,41 @@ class Engine:
         payload: Payload = b"",
         priority: int = PRIORITY_NORMAL,
         timeout: float | None = -1.0,
+        idempotency_key: Payload = b"",
+        not_before: When = None,
+        deadline: When = None,
     ) -> Ticket:
         """Submit one operation; returns when it is durable in its lane's sense ("sync": synced to disk).
 
-        `timeout` (seconds; default: `Settings.submit_timeout_s`; None: for ever) bounds the wait for room,
-        not the commit itself. Key and payload are copied. Raises ConfigError, OperationTooLarge, Overloaded
-        and EngineClosed (nothing was accepted); DurabilityUnknown and StorageError when the log failed.
+        - `timeout` (seconds; default: `Settings.submit_timeout_s`; None: for ever) bounds the wait for room, not the commit itself.
+        - `idempotency_key`: a second submission to the lane with the same key, within `Settings.idempotency_window_s`, accepts
+          nothing and returns a ticket of the first, also after a restart.
+        - `not_before`, `deadline`: seconds since 1970, or an aware datetime. The operation is not delivered before the one, and
+          becomes a dead letter after the other.
+
+        Key and payload are copied. Raises ConfigError (also for a deadline that has passed), OperationTooLarge, Overloaded and
+        EngineClosed (nothing was accepted); DurabilityUnknown and StorageError when the log failed.
         """
-        return self._submit(kind, key, payload, priority, timeout, wait=True)
+        options = self._options(kind, idempotency_key, not_before, deadline)
+        return self._submit(kind, key, payload, priority, timeout, options, wait=True)
 
     def submit_nowait(
-        self, kind: str, *, key: Payload, payload: Payload = b"", priority: int = PRIORITY_NORMAL
+        self,
+        kind: str,
+        *,
+        key: Payload,
+        payload: Payload = b"",
+        priority: int = PRIORITY_NORMAL,
+        idempotency_key: Payload = b"",
+        not_before: When = None,
+        deadline: When = None,
     ) -> Ticket:
         """Submit one operation without waiting; `ticket.wait_durable()` tells when it is durable.
 
         Raises as `submit`; Overloaded at once where that would wait.
         """
-        return self._submit(kind, key, payload, priority, 0.0, wait=False)
+        options = self._options(kind, idempotency_key, not_before, deadline)
+        return self._submit(kind, key, payload, priority, 0.0, options, wait=False)
 
     def submit_many(
         self,
@@ -323,9 +392,20 @@ class Engine:
         )  # fmt: skip
         return range(lsn, lsn + len(keys))
 
+    def _options(self, kind: str, idempotency_key: Payload, not_before: When, deadline: When) -> Options:
+        """What few operations have, checked."""
+        if not idempotency_key and not_before is None and deadline is None:
+            return NO_OPTIONS
+        return make_options(
+            kind, idempotency_key=idempotency_key, not_before=not_before, deadline=deadline,
+            wall_ns=self._environment.clock.wall_ns(),
+        )  # fmt: skip
+
     def _submit(
-        self, kind: str, key: Payload, payload: Payload, priority: int, timeout: float | None, *, wait: bool
-    ) -> Ticket:
+        self, kind: str, key: Payload, payload: Payload, priority: int, timeout: float | None, options: Options, *, wait: bool,
+        synced: bool = False,
+    ) -> Ticket:  # fmt: skip
+        """Submit one operation. `synced`: it is synced when this returns, also on a lane that syncs later."""
         limit, index, lane, shards = self._lane(kind)
         check_priority(priority)
         key = limit.key(kind, key)
@@ -334,19 +414,76 @@ class Engine:
         settled = Promise(self._environment.threads)
         dispatcher = self._dispatcher
         if lane.durability is Durability.NONE:
+            if options.idempotency_key:
+                raise ConfigError(f"lane {kind!r} logs nothing, so it remembers no idempotency keys")
             dispatcher.submit_unlogged(
-                index, [shard], [key], [payload], priority, timeout_ns=self._timeout(timeout),
+                index, [shard], [key], [payload], priority, timeout_ns=self._timeout(timeout), options=options,
                 register=lambda sequence: dispatcher.register(index, sequence, settled),
             )  # fmt: skip
             return Ticket(lane=kind, lsn=None, durability=lane.durability, durable=None, settled=settled)
-        lsn, durable = self._committer.submit(
-            index, (shard,), (key,), (payload,), priority, len(key) + len(payload),
-            needs_sync=lane.durability is Durability.SYNC, timeout_ns=self._timeout(timeout), wait=wait,
-            register=lambda lsn, _: dispatcher.register(index, lsn, settled),
-        )  # fmt: skip
-        return Ticket(
-            lane=kind, lsn=lsn, durability=Durability(lane.durability), durable=durable, settled=settled
-        )
+
+        def submit(register: Callable[[int, Promise], None]) -> tuple[int, Promise]:
+            return self._committer.submit(
+                index, (shard,), (key,), (payload,), priority, len(key) + len(payload), options=options,
+                needs_sync=synced or lane.durability is Durability.SYNC, timeout_ns=self._timeout(timeout), wait=wait,
+                register=register,
+            )  # fmt: skip
+
+        def register(lsn: int, _: Promise) -> None:
+            dispatcher.register(index, lsn, settled)
+
+        durability = Durability(lane.durability)
+        if options.idempotency_key:
+            return self._submit_once(
+                kind, durability, options.idempotency_key, submit, register, settled, wait=wait
+            )
+        lsn, durable = submit(register)
+        return Ticket(lane=kind, lsn=lsn, durability=durability, durable=durable, settled=settled)
+
+    def _submit_once(
+        self, kind: str, durability: Durability, key: bytes,
+        submit: Callable[[Callable[[int, Promise], None]], tuple[int, Promise]],
+        register: Callable[[int, Promise], None], settled: Promise, *, wait: bool,
+    ) -> Ticket:  # fmt: skip
+        """Submit unless the idempotency key was used: then a ticket of the operation that used it."""
+        clock = self._environment.clock
+        used = self._keys.reserve(kind, key, clock.wall_ns())
+        if used is None:
+
+            def register_both(lsn: int, durable: Promise) -> None:
+                register(lsn, durable)
+                self._keys.use(kind, key, lsn, clock.wall_ns(), durable=durable, settled=settled)
+
+            try:
+                lsn, durable = submit(register_both)
+            finally:
+                self._keys.release(kind, key)
+            return Ticket(lane=kind, lsn=lsn, durability=durability, durable=durable, settled=settled)
+        if wait and used.durable is not None:
+            used.durable.wait(None)
+            used.durable.take()
+        first = used.settled or self._settled_promise(kind, used.lsn)
+        durable = used.durable or kept_promise(self._environment.threads)
+        return Ticket(lane=kind, lsn=used.lsn, durability=durability, durable=durable, settled=first)
+
+    def _settled_promise(self, kind: str, lsn: int) -> Promise:
+        """A promise for an operation that was submitted before, by somebody else or an earlier process."""
+        promise = self._dispatcher.promises.find(lsn)
+        if promise is not None:
+            return promise
+        promise = Promise(self._environment.threads)
+        self._dispatcher.register(self._index[kind], lsn, promise)
+        # Registered first, and asked then: whoever settles it in between resolves it.
+        match self.status(lsn):
+            case OperationStatus.APPLIED:
+                promise.resolve(None)
+            case OperationStatus.DEAD:
+                promise.resolve(error=OperationDead(lsn, "earlier", "see its dead letter"))
+            case OperationStatus.CANCELLED:
+                promise.resolve(error=OperationCancelled(lsn))
+            case _:
+                pass
+        return promise
 
     def _lane(self, kind: str) -> tuple[OperationLimits, int, Lane, int]:
         self._check_owner()
@@ -395,9 +532,131 @@ class Engine:
         self._dispatcher.pause(kind, paused=True)
 
     def resume(self, kind: str) -> None:
-        """Flush a paused lane again."""
+        """Flush a paused lane again, or one whose backend said that it was broken."""
         self._lane(kind)
         self._dispatcher.pause(kind, paused=False)
+
+    def configure(self, kind: str, **changes: Any) -> Lane:
+        """Change settings of a lane at run time: those in `CHANGEABLE`.
+
+        They hold from the next batch on, until the engine is closed; give them to `open` as well to keep them. Returns the lane as
+        it is now. Raises ConfigError for anything else, and for what `Lane` refuses.
+        """
+        self._check_owner()
+        self._lane(kind)
+        fixed = sorted(set(changes) - CHANGEABLE)
+        if fixed:
+            raise ConfigError(
+                f"{', '.join(fixed)} of lane {kind!r} cannot change while the store is open: open it anew; "
+                f"what can: {', '.join(sorted(CHANGEABLE))}"
+            )
+        with self._configuring:
+            lane = replace(self._lanes[kind], **changes)
+            self._dispatcher.configure(kind, lane)
+            self._lanes[kind] = lane
+        return lane
+
+    def cancel(self, lsn: int) -> bool:
+        """Take back an operation that is not in flight. Durable when it returns.
+
+        Returns whether it was cancelled: False if it is in flight or settled. Its ticket's `result` raises OperationCancelled.
+        Raises ConfigError for an LSN that names nothing, StorageError (then it goes on).
+        """
+        self._check_owner()
+        self._check_lsn(lsn)
+        return self._dispatcher.finder.cancel(lsn)
+
+    def status(
+        self, lsn: int | None = None, *, kind: str | None = None, idempotency_key: Payload = b""
+    ) -> OperationStatus:
+        """Where an operation is, by its LSN, or by the idempotency key that it was submitted with to a lane.
+
+        Also after a restart. What was settled long ago counts as applied unless its dead letter is still there; one whose dead
+        letter was requeued or dropped counts as cancelled until it is trimmed. May read the log. Raises ConfigError for what
+        names nothing.
+        """
+        self._check_owner()
+        if (lsn is None) == (not idempotency_key) or (lsn is None and kind is None):
+            raise ConfigError("status takes an LSN, or a kind and an idempotency key")
+        if lsn is None:
+            used = self._keys.find(kind or "", bytes(idempotency_key), self._environment.clock.wall_ns())
+            if used is None:
+                raise ConfigError(
+                    f"lane {kind!r} does not remember the idempotency key {bytes(idempotency_key)!r}"
+                )
+            lsn = used
+        self._check_lsn(lsn)
+        if self._letters.holds(lsn):
+            return OperationStatus.DEAD
+        if lsn > self._committer.durable_lsn and not self._dispatcher.finder.is_cancelled(lsn):
+            return OperationStatus.PENDING
+        return self._dispatcher.finder.status(lsn)
+
+    def _check_lsn(self, lsn: int) -> None:
+        if type(lsn) is not int or not 0 < lsn <= self._committer.submitted_lsn:
+            raise ConfigError(
+                f"no operation has LSN {lsn!r}: they go from 1 to {self._committer.submitted_lsn:,}"
+            )
+
+    # --- dead letters ---
+
+    def dead_letters(self, kind: str | None = None) -> list[DeadLetter]:
+        """The dead letters, of one lane or of all, oldest operation first. Raises StorageError."""
+        self._check_owner()
+        return [letter for letter in self._letters.read() if kind is None or letter.lane == kind]
+
+    def requeue(self, lsns: Iterable[int] | None = None, *, per_second: float = 100.0) -> int:
+        """Submit dead letters again, and drop them; None means all. Returns how many there were.
+
+        Each gets a new LSN and keeps its identity: `Operation.identity` is the LSN that it had first. At most `per_second` are
+        submitted, so that what failed does not hit a backend that has just recovered all at once. A crash in the middle submits
+        none twice. Raises as `submit`; what was requeued before stays so.
+        """
+        self._check_owner()
+        if not per_second > 0:
+            raise ConfigError(f"per_second is {per_second!r}, but must be above 0")
+        wanted = None if lsns is None else frozenset(lsns)
+        count = 0
+        for letter in self._letters.read():
+            if wanted is not None and letter.lsn not in wanted:
+                continue
+            if count:
+                self._pause_for(int(NS_PER_S / per_second))
+            self._requeue(letter)
+            count += 1
+        return count
+
+    def _requeue(self, letter: DeadLetter) -> None:
+        """Submit one letter, then drop it.
+
+        Crash story: in between, both are there; the next opening, or requeueing again, finds the operation by its idempotency key,
+        which is made of the letter's LSN, and drops the letter. The operation is synced before that, whatever its lane: the letter
+        was durable.
+        """
+        lane = self._lanes.get(letter.lane)
+        if lane is None or lane.durability is Durability.NONE:
+            raise ConfigError(
+                f"the dead letter {letter.lsn} is of lane {letter.lane!r}, which is not open here: open the store with it"
+            )
+        options = replace(
+            letter.options, origin=letter.options.origin or letter.lsn, deadline_ns=0, not_before_ns=0,
+            idempotency_key=REQUEUE_PREFIX + b"%d" % letter.lsn,
+        )  # fmt: skip
+        self._submit(
+            letter.lane, letter.key, letter.payload, letter.priority, -1.0, options, wait=True, synced=True
+        )
+        self._letters.remove([letter.lsn])
+
+    def drop(self, lsns: Iterable[int]) -> int:
+        """Drop dead letters for good. Returns how many there were. Raises StorageError."""
+        self._check_owner()
+        return self._letters.remove(list(lsns))
+
+    def _pause_for(self, pause_ns: int) -> None:
+        """Wait, unless the engine is closed meanwhile."""
+        with self._closing:
+            self._closing.wait(pause_ns)
+        self._check_owner()
 
     def stats(self) -> EngineStats:
         """A frozen snapshot.
@@ -407,14 +666,53 @@ class Engine:
         if self._pid != os.getpid():
             self._check_owner()  # in a forked child nobody would ever release the engine's locks
         committer = self._committer
-        lanes = self._dispatcher.lane_stats()
-        pending = self._pending_at_open + committer.committed - self._dispatcher.settled_count()
+        report = self._dispatcher.report()
+        committed = committer.committed  # after the report: whatever is settled has been committed
         return EngineStats(
             state=self._state, submitted_lsn=committer.submitted_lsn, durable_lsn=committer.durable_lsn,
-            settled_lsn=self._dispatcher.settled_lsn(), checkpointed_lsn=self._checkpointer.checkpointed_lsn,
-            pending=max(0, pending), commits=committer.commits, syncs=committer.syncs, committed=committer.committed,
-            disk_bytes=self._log.disk_bytes, lanes=lanes,
+            settled_lsn=report.settled_lsn, checkpointed_lsn=self._checkpointer.checkpointed_lsn,
+            pending=max(0, self._pending_at_open + committed - report.settled), commits=committer.commits, syncs=committer.syncs,
+            committed=committed, disk_bytes=self._log.disk_bytes, lanes=report.lanes, submitted=committed,
+            pending_at_open=self._pending_at_open, applied=report.applied, dead=report.dead, cancelled=report.cancelled,
+            unlogged=report.unlogged, memory_bytes=report.memory_bytes, peak_memory_bytes=report.peak_memory_bytes,
+            batch_stats=report.batch_stats,
         )  # fmt: skip
+
+    def health(self) -> Health:
+        """The verdict on this engine, with a reason for everything that is not as it should be. Never blocks for long."""
+        if self._pid != os.getpid():
+            self._check_owner()
+        facts = self._dispatcher.facts()
+        times = self._committer.sync_times.whole(now_ns=self._environment.clock.monotonic_ns())
+        settings = self._settings
+        return assess(
+            HealthFacts(
+                failure="" if self._failure is None else str(self._failure), memory_bytes=facts.memory_bytes,
+                memory_bytes_max=facts.memory_bytes_max, disk_bytes=self._log.disk_bytes, disk_bytes_max=settings.disk_bytes_max,
+                syncs=times.count, sync_s_p99=times.quantile(0.99) / NS_PER_S, dead_letters=len(self._letters),
+                dead_letters_max=settings.dead_letters_max, dead_letter_bytes=self._letters.bytes,
+                dead_letter_bytes_max=settings.dead_letter_bytes_max, abandoned=facts.abandoned, abandoned_max=limits.ABANDONED_MAX,
+                clock_jump_s=facts.clock_jump_s, lanes=facts.lanes, shards=facts.shards,
+            )
+        )  # fmt: skip
+
+    def _save_beside(self, covered_lsn: int) -> None:
+        """What goes to state/ with a checkpoint. `covered_lsn`: both generations cover everything up to it.
+
+        Crash story: idempotency keys are saved before the checkpoint that lets their operations be trimmed, so each is in the
+        log or in state/. What controllers have learnt may be lost: they learn again.
+        """
+        state = self._store.state
+        self._keys.save(
+            state, up_to_lsn=self._committer.durable_lsn, wall_ns=self._environment.clock.wall_ns()
+        )
+        snapshots = self._dispatcher.controllers(
+            self._environment.clock.monotonic_ns(), last=self._state != "open"
+        )
+        if snapshots:
+            state.save_controllers(snapshots)
+        state.forget_given_up(covered_lsn)
+        self._dispatcher.forget_given_up(covered_lsn)
 
     # --- closing ---
 
@@ -510,7 +808,7 @@ class Engine:
         settled = self._dispatcher.settled_count()
         remaining = max(0, self._pending_at_open + self._committer.committed - settled)
         if reason == "drained" and (remaining or self._dispatcher.unlogged_count()):
-            reason = "drained, except for lanes that are paused or have no backend"
+            reason = "drained, except for what is delayed, paused, or has no backend that works"
         if remaining:
             _logger.log(
                 logging.WARNING if drain else logging.INFO,
@@ -554,6 +852,33 @@ class Engine:
                 self._state = "failed"
         self._committer.halt(error)
         self._dispatcher.fail(error)
+
+
+def _decode_history(data: bytes | None) -> History:
+    """The history that was kept; a new one where there is none, or where it says nothing."""
+    with contextlib.suppress(ValueError):
+        if data is not None:
+            return History.decode(data)
+    return History()
+
+
+def _without_requeued(state: StateStore, letters: Sequence[DeadLetter], keys: KeyIndex) -> list[DeadLetter]:
+    """Drop the letters whose operations were submitted again by a process that was cut off before it dropped them.
+
+    Later their keys may have left the window, and requeueing would submit them twice. Returns the other letters; without room on
+    the disk, all.
+    """
+    requeued = {
+        letter.lsn for letter in letters if (letter.lane, REQUEUE_PREFIX + b"%d" % letter.lsn) in keys.own
+    }
+    if requeued:
+        try:
+            state.unbury(requeued)
+        except StorageError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            return list(letters)
+    return [letter for letter in letters if letter.lsn not in requeued]
 
 
 _NOTHING_TO_CLOSE = CloseReport(

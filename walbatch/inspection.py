@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from walbatch import limits
 from walbatch.core.checksum import crc32c_audit
+from walbatch.core.columns import Columns, decode_body
+from walbatch.core.controller import ControllerState, LatencyAimd
 from walbatch.core.frame import (
     SECTOR,
-    Columns,
     FrameError,
     FrameHeader,
     FrameType,
+    NewerFrameError,
     SegmentHeader,
-    decode_body,
     frame_seed,
 )
 from walbatch.core.recovery import (
@@ -35,14 +38,20 @@ from walbatch.core.recovery import (
 )
 from walbatch.core.routing import shards_of
 from walbatch.core.scanner import iterate_frames
+from walbatch.core.surface import ResponseSurface
 from walbatch.errors import ConfigError, CorruptionError, WalbatchError
 from walbatch.ports import File, FileSystem
+from walbatch.storage.checkpoint import LmdbState
 from walbatch.storage.filesystem import RealFileSystem
 from walbatch.storage.layout import Layout, read_identity
-from walbatch.storage.observation import Observation, Watch, observe, read_state
+from walbatch.storage.observation import Observation, Watch, observe, read_beside, read_state
+from walbatch.storage.reading import newer_frame
+from walbatch.storage.segment import read_header
 from walbatch.storage.store import raise_refusal, refusal_error, storage_errors, take_lock
 from walbatch.storage.survey import Progress
-from walbatch.types import Checkpoint, LaneMemory, Mark
+from walbatch.types import NO_OPTIONS, Checkpoint, DeadLetter, LaneMemory, Mark, Options
+
+_Kept = TypeVar("_Kept")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +70,8 @@ class SegmentReport:
     damage: str | None
     lost: int
     """LSNs in it that an earlier salvage gave up. Some may never have named an operation."""
+    compacted: bool = False
+    """It was rewritten without operations that were settled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +123,7 @@ class LoggedOperation:
     segment: int
     offset: int
     settled: bool
+    options: Options = NO_OPTIONS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +136,20 @@ class VerifyReport:
     bytes: int
     audited: bool
     problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptReport:
+    """What a store keeps beside its log. `findings` are one sentence each, of what could not be read."""
+
+    letters: Mapping[str, Count]
+    """Dead letters, by lane."""
+    idempotency_keys: Mapping[str, int]
+    """Keys in state/, by lane. Those of the newest operations are still in the log alone."""
+    controllers: Mapping[tuple[str, int], ControllerState | None]
+    """What size controllers have learnt, by lane and shard; None where it cannot be told."""
+    state_bytes: int
+    findings: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -288,7 +314,7 @@ def _report(
                 first_lsn=header.first_lsn if header else 0, last_lsn=segment.last_lsn, operations=segment.operations,
                 label=row.label if row else "", decision=row.decision if row else Decision.CORRUPT,
                 damage=damage.reason if damage else None if header else str(segment.state),
-                lost=segment.scan.lost if segment.scan else 0,
+                lost=segment.scan.lost if segment.scan else 0, compacted=header is not None and header.compacted,
             )
         )  # fmt: skip
     names = sorted({*lanes, *(tally.pending if tally else ())})
@@ -325,6 +351,77 @@ def remembered_lanes(path: str | os.PathLike[str]) -> dict[str, LaneMemory]:
         return dict(read_state(layout, uuid)[1])
 
 
+def dead_letters(
+    path: str | os.PathLike[str], *, kind: str | None = None
+) -> tuple[list[DeadLetter], tuple[str, ...]]:
+    """The dead letters of a store, by LSN, and what of state/ could not be read, one sentence each.
+
+    Raises ConfigError for a path that is no store, CorruptionError and UnsupportedFormat for one whose identity cannot be
+    read, StorageError.
+    """
+    nothing: list[DeadLetter] = []
+    letters, findings = _read_kept(find_store(path), LmdbState.load_letters, nothing)
+    return [letter for letter in letters if kind is None or letter.lane == kind], findings
+
+
+def kept(path: str | os.PathLike[str]) -> KeptReport:
+    """What a store keeps beside its log. Raises as `dead_letters`."""
+    layout = find_store(path)
+
+    def read(state: LmdbState) -> tuple[KeptReport, list[str]]:
+        buried, letter_findings = state.load_letters()
+        uses, _, key_findings = state.load_keys()
+        snapshots, controller_findings = state.load_controllers()
+        letters: dict[str, Count] = {}
+        for letter in buried:
+            count = letters.setdefault(letter.lane, Count())
+            count.operations += 1
+            count.bytes += len(letter.key) + len(letter.payload)
+        # What is no lane's begins with a zero byte: the history.
+        controllers = {
+            place: _described(snapshots[place]) for place in sorted(snapshots) if place[0][0] != "\0"
+        }
+        size = sum(entry.stat().st_size for entry in Path(layout.state).iterdir() if entry.is_file())
+        found = KeptReport(
+            letters=dict(sorted(letters.items())), idempotency_keys=dict(sorted(Counter(use.lane for use in uses).items())),
+            controllers=controllers, state_bytes=size, findings=(),
+        )  # fmt: skip
+        return found, letter_findings + key_findings + controller_findings
+
+    nothing = KeptReport(letters={}, idempotency_keys={}, controllers={}, state_bytes=0, findings=())
+    found, findings = _read_kept(layout, read, nothing)
+    return replace(found, findings=findings)
+
+
+def _read_kept(
+    layout: Layout, read: Callable[[LmdbState], tuple[_Kept, list[str]]], nothing: _Kept
+) -> tuple[_Kept, tuple[str, ...]]:
+    """What `read` finds in state/; `nothing` where the store is not made yet."""
+    fs = RealFileSystem()
+
+    def read_all(state: LmdbState) -> tuple[_Kept, list[str]]:
+        _, findings = state.load_checkpoint()  # which also tells of a file that cannot be opened
+        found, own = read(state)
+        return found, findings + own
+
+    with storage_errors(layout.root):
+        identity, uuid = read_identity(fs, layout)
+        if identity is not IdentityState.VALID or uuid is None:
+            raise_refusal(make_plan(observe(fs, layout).facts), layout)
+            return nothing, ()
+        if not fs.is_directory(layout.state):
+            return nothing, ()
+        return read_beside(layout, uuid, read_all)
+
+
+def _described(snapshot: bytes) -> ControllerState | None:
+    """What a snapshot says; None for one of no controller that we know."""
+    for controller in (ResponseSurface(), LatencyAimd()):
+        if controller.restore(snapshot):
+            return controller.describe()
+    return None
+
+
 def operations(
     path: str | os.PathLike[str], *, kind: str | None = None, key: bytes | None = None, first_lsn: int = 1,
     last_lsn: int = limits.LSN_MAX, pending_only: bool = False,
@@ -338,6 +435,7 @@ def operations(
     fs = RealFileSystem()
     with storage_errors(layout.root):
         facts = observe(fs, layout).facts
+    reached = first_lsn - 1
     for index, segment in enumerate(facts.segments):
         following = facts.segments[index + 1].header if index + 1 < len(facts.segments) else None
         bound = min(following.prev_last_lsn if following else segment.last_lsn, last_lsn)
@@ -346,12 +444,18 @@ def operations(
         if segment.scan is None and segment.footer is None and pending_only:
             continue  # settled
         with storage_errors(layout.root):
-            yield from (
-                operation
-                for operation in _segment_operations(fs, layout, segment.number, segment.header, bound, facts.checkpoint)
-                if first_lsn <= operation.lsn <= last_lsn and (kind is None or operation.kind == kind)
-                and (key is None or operation.key == key) and not (pending_only and operation.settled)
-            )  # fmt: skip
+            for operation in _segment_operations(
+                fs, layout, segment.number, segment.header, bound, facts.checkpoint
+            ):
+                # A live engine may have merged segments meanwhile: the later one begins with what stood in those before it.
+                if not reached < operation.lsn <= last_lsn:
+                    continue
+                reached = operation.lsn
+                if (
+                    (kind is None or operation.kind == kind) and (key is None or operation.key == key)
+                    and not (pending_only and operation.settled)
+                ):  # fmt: skip
+                    yield operation
     raise_refusal(make_plan(facts), layout)
 
 
@@ -363,11 +467,14 @@ def _segment_operations(
     try:
         file = fs.open_read(path)
     except FileNotFoundError:
-        return  # a live engine trimmed it
+        return  # a live engine trimmed it, or merged it into a later one
     offset = SECTOR
     try:
         if header.first_lsn > bound:
             return
+        present = read_header(file)[1]
+        if present is not None and present.compacted:
+            header = present  # a live engine may have compacted it just now
         for offset, frame in iterate_frames(file.read, header=header, offset=SECTOR, end=file.size()):
             body = file.read(
                 frame.total_bytes - limits.FRAME_HEADER_BYTES, offset + limits.FRAME_HEADER_BYTES
@@ -376,6 +483,8 @@ def _segment_operations(
                 yield from _operations(number, offset, frame, decode_body(frame, body), checkpoint)
             if frame.last_lsn >= bound:
                 return
+    except NewerFrameError as error:
+        raise newer_frame(path, offset, error) from error
     except FrameError as error:
         raise CorruptionError(
             f"{path} at offset {offset}: {error}. Nothing was changed; look with 'walbatch verify {layout.root}'",
@@ -397,12 +506,14 @@ def _operations(
     """The operations of one frame, each with whether the checkpoint calls it settled."""
     marks = [_marks(kind, checkpoint) for kind in columns.kinds]
     routes = [shards_of(columns.keys, len(shards)) for shards in marks]
-    rows = zip(columns.kind_indexes, columns.keys, columns.payloads, columns.priorities, strict=True)
-    for row, (kind_index, key, payload, priority) in enumerate(rows):
-        lsn = frame.first_lsn + row
+    rows = zip(
+        columns.lsns(frame.first_lsn), columns.kind_indexes, columns.keys, columns.payloads, columns.priorities,
+        columns.options or [NO_OPTIONS] * frame.count, strict=True,
+    )  # fmt: skip
+    for row, (lsn, kind_index, key, payload, priority, options) in enumerate(rows):
         yield LoggedOperation(
             lsn=lsn, kind=columns.kinds[kind_index], key=key, payload=payload, priority=priority, segment=number,
-            offset=offset, settled=marks[kind_index][routes[kind_index][row]].covers(lsn),
+            offset=offset, settled=marks[kind_index][routes[kind_index][row]].covers(lsn), options=options,
         )  # fmt: skip
 
 
@@ -415,7 +526,8 @@ def _pending_rows(frame: FrameHeader, columns: Columns, kind: int, marks: tuple[
     if all(mark.watermark < frame.first_lsn and not mark.ranges for mark in marks):
         return rows
     route = shards_of(columns.keys, len(marks))
-    return [row for row in rows if not marks[route[row]].covers(frame.first_lsn + row)]
+    lsns = columns.lsns(frame.first_lsn)
+    return [row for row in rows if not marks[route[row]].covers(lsns[row])]
 
 
 def _marks(kind: str, checkpoint: Checkpoint | None) -> tuple[Mark, ...]:

@@ -9,19 +9,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from walbatch import limits
 from walbatch.backends.function import as_backend
 from walbatch.backends.urls import url_of
 from walbatch.config import Lane
-from walbatch.core.batcher import CutLimits
-from walbatch.core.frame import FrameError, FrameHeader, FrameType, SegmentHeader, decode_body
+from walbatch.core.columns import decode_body
+from walbatch.core.frame import FrameError, FrameHeader, FrameType, SegmentHeader
 from walbatch.errors import ConfigError, CorruptionError, OperationTooLarge
 from walbatch.ports import Backend, FileSystem
 from walbatch.runtime.lane import LaneSetup
 from walbatch.storage.store import OpenStore, storage_errors
 from walbatch.storage.survey import survey
-from walbatch.types import PRIORITY_MAX, Durability, LaneMemory, Mark, Order
+from walbatch.types import PRIORITY_MAX, Durability, LaneMemory, Mark, Options, When
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,40 @@ def check_priority(priority: int) -> None:
     """Raise ConfigError unless it is a priority."""
     if type(priority) is not int or not 0 <= priority <= PRIORITY_MAX:
         raise ConfigError(f"priority must be an int from 0 to {PRIORITY_MAX}, not {priority!r}")
+
+
+def make_options(
+    kind: str, *, idempotency_key: object, not_before: When, deadline: When, wall_ns: int
+) -> Options:
+    """The options of an operation, checked. Raises ConfigError; a deadline must lie ahead."""
+    key = _to_bytes(kind, "idempotency_key", idempotency_key)
+    if len(key) > limits.IDEMPOTENCY_KEY_BYTES_MAX or key.startswith(b"\0"):
+        raise ConfigError(
+            f"lane {kind!r}: the idempotency key {key[:16]!r} must have at most {limits.IDEMPOTENCY_KEY_BYTES_MAX} bytes, and must "
+            "not begin with a zero byte"
+        )
+    options = Options(
+        not_before_ns=_wall_ns(kind, "not_before", not_before), deadline_ns=_wall_ns(kind, "deadline", deadline),
+        idempotency_key=key,
+    )  # fmt: skip
+    if options.deadline_ns and options.deadline_ns <= max(wall_ns, options.not_before_ns):
+        what = "it must not be delivered before that" if options.deadline_ns > wall_ns else "it has passed"
+        raise ConfigError(
+            f"lane {kind!r}: the deadline {deadline} cannot be kept: {what}. Nothing was accepted"
+        )
+    return options
+
+
+def _wall_ns(kind: str, name: str, when: object) -> int:
+    if when is None:
+        return 0
+    if isinstance(when, datetime):
+        if when.tzinfo is None:
+            raise ConfigError(f"lane {kind!r}: {name} is a datetime without a time zone: give it one")
+        when = when.timestamp()
+    if isinstance(when, bool) or not isinstance(when, (int, float)) or not 0 < when < limits.WALL_S_MAX:
+        raise ConfigError(f"lane {kind!r}: {name} must be seconds since 1970 or a datetime, not {when!r}")
+    return int(when * 1_000_000_000)
 
 
 def check_lanes(lanes: Mapping[str, Lane]) -> None:
@@ -140,6 +175,7 @@ def set_up(
     remembered: Mapping[str, LaneMemory],
     kinds: Iterable[str],
     opened: list[Backend],
+    snapshots: Mapping[tuple[str, int], bytes],
 ) -> list[LaneSetup]:
     """Open the backends (collected in `opened`), ask what they hold, describe every lane."""
     checkpoint = store.facts.checkpoint
@@ -167,13 +203,16 @@ def set_up(
             marks = [backend.applied_mark(shard) for shard in range(lane.shards)]  # type: ignore[union-attr]
             _check_marks(store, name, marks)
             initial = tuple(mark.union(held) for mark, held in zip(counted, marks, strict=True))
+        dropped = store.facts.dropped.lanes.get(name) if store.facts.dropped else None
+        if dropped is not None and len(dropped.shards) == lane.shards:
+            # Newer operations of a key may be gone from the log, so what is left of it must not be delivered again.
+            initial = tuple(mark.union(known) for mark, known in zip(initial, dropped.shards, strict=True))
         setups.append(
             LaneSetup(
-                name=name, backend=backend, transactional=transactional, shards=lane.shards, order=Order(lane.order),
-                durability=Durability(lane.durability),
-                cut_limits=CutLimits(count=lane.trigger.count, bytes=lane.trigger.bytes, linger_ns=lane.trigger.linger_ns),
-                retry_base_s=lane.retry.base_s, retry_ceiling_s=lane.retry.ceiling_s,
-                initial=tuple(initial) if logged else (Mark(),) * lane.shards, counted=tuple(counted),
+                name=name, backend=backend, transactional=transactional,
+                interruptible=getattr(backend, "interruptible", False) is True, settings=lane, counted=tuple(counted),
+                initial=tuple(initial) if logged else (Mark(),) * lane.shards,
+                snapshots=tuple(snapshots.get((name, shard)) for shard in range(lane.shards)),
             )
         )  # fmt: skip
     return setups

@@ -81,6 +81,34 @@ RANGES_MAX: Final = 100_000
 shard until it closes: bounded, never dropped."""
 
 RETRY_DELAY_NS_MAX: Final = 3_600 * 10**9
+
+WALL_S_MAX: Final = 9_000_000_000
+"""Seconds since 1970: the year 2255, beyond which nanoseconds do not fit into a signed 64-bit number for much longer."""
+
+IDEMPOTENCY_KEY_BYTES_MAX: Final = 256
+"""A UUID, a hash or a path-like name; it stands in memory for as long as the window lasts."""
+
+IDEMPOTENCY_KEYS_MAX: Final = 1_000_000
+"""Keys of one window: at this bound the oldest is forgotten before its time. About 200 bytes of memory each."""
+
+DEAD_LETTERS_MAX: Final = 100_000
+DEAD_LETTER_BYTES_MAX: Final = 256 * MIB
+"""Dead letters of a store. At either bound nothing more is given up: the shard that would has to wait, loudly."""
+
+ERROR_CHARS_MAX: Final = 2_000
+"""Text of an error that a dead letter keeps: some backends quote the whole batch."""
+
+CANCELLED_MAX: Final = 1_000_000
+"""Cancelled operations that the checkpoint does not cover yet."""
+
+CONTROLLER_BYTES_MAX: Final = 16 * KIB
+"""What a size controller may keep in state/."""
+
+ABANDONED_MAX: Final = 16
+"""Calls of backends that were given up and have not returned: each holds a thread. At the bound, shards wait."""
+
+COMPACTED_FACTOR: Final = 2
+"""The log takes at most this many times what is unsettled, and four segments."""
 SALVAGE_VOIDS_MAX: Final = 1_000_000
 
 SCAN_CHUNK_BYTES: Final = MIB

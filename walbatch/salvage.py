@@ -25,6 +25,8 @@ from walbatch.core.frame import (
     EMPTY_BODY,
     FLAG_LOST,
     SECTOR,
+    SEGMENT_COMPACTED,
+    SEGMENT_OPTIONS,
     Body,
     FrameError,
     FrameHeader,
@@ -392,7 +394,7 @@ def _repair_chain(fs: FileSystem, layout: Layout, facts: StoreFacts, index: int)
     header = replace(
         following, number=following.prev_number, salt=following.prev_salt, prev_number=before.number if before else 0,
         prev_salt=before.header.salt if before and before.header else 0, prev_last_lsn=reached, first_lsn=reached + 1,
-        checkpointed_lsn=0,
+        checkpointed_lsn=0, flags=0,
     )  # fmt: skip
     end = following.prev_last_lsn
     return _Repair(header=header, exists=False, reason="missing", known_lsn=end, last_lsn=end)
@@ -406,7 +408,7 @@ def _stand_in_for_end(facts: StoreFacts, checkpoint: Checkpoint) -> _Repair:
     known_lsn = max(reached, checkpoint.durable_lsn)
     header = replace(
         last.header, number=checkpoint.segment, salt=int.from_bytes(os.urandom(8), "little"), prev_number=last.number,
-        prev_salt=last.header.salt, prev_last_lsn=reached, first_lsn=reached + 1, checkpointed_lsn=0,
+        prev_salt=last.header.salt, prev_last_lsn=reached, first_lsn=reached + 1, checkpointed_lsn=0, flags=0,
         operations_before=last.header.operations_before + last.operations, epoch=max(last.header.epoch, checkpoint.epoch),
     )  # fmt: skip
     return _Repair(
@@ -445,7 +447,13 @@ def _find_header(facts: StoreFacts, index: int, file: File) -> SegmentHeader:
             expected="a header, or another segment beside it",
         )
     salts = [following.prev_salt] if following is not None else [header.salt for header in models]
-    candidates = [replace(models[0], number=number, salt=salt, store=facts.store) for salt in salts]
+    # Every flag only allows something; those that the frames do not need are taken back.
+    candidates = [
+        replace(
+            models[0], number=number, salt=salt, store=facts.store, flags=SEGMENT_COMPACTED | SEGMENT_OPTIONS
+        )
+        for salt in salts
+    ]
     header = max(candidates, key=lambda candidate: sum(1 for _ in _valid_frames(file, candidate)))
     if before is not None:
         prev_last_lsn = before.last_lsn
@@ -458,8 +466,17 @@ def _find_header(facts: StoreFacts, index: int, file: File) -> SegmentHeader:
         header, epoch=following.epoch if following is not None else max(epochs) + 1, prev_number=before.number if before else 0,
         prev_salt=before.header.salt if before and before.header else 0, prev_last_lsn=prev_last_lsn,
         first_lsn=prev_last_lsn + 1, operations_before=operations_before,
-        checkpointed_lsn=min(_settled_lsn(facts), prev_last_lsn),
+        checkpointed_lsn=min(_settled_lsn(facts), prev_last_lsn), flags=_flags_needed(file, header),
     )  # fmt: skip
+
+
+def _flags_needed(file: File, header: SegmentHeader) -> int:
+    """What the frames of a segment need its header to say. Whether their bodies have options is not looked at: they may."""
+    sparse = any(
+        whole.header.type is FrameType.OPERATIONS and whole.header.count < whole.header.span
+        for whole in _valid_frames(file, header)
+    )
+    return SEGMENT_OPTIONS | (SEGMENT_COMPACTED if sparse else 0)
 
 
 def _first_prev_lsn(

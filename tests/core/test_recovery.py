@@ -17,6 +17,7 @@ from walbatch import limits
 from walbatch.core.frame import (
     EMPTY_BODY,
     SECTOR,
+    SEGMENT_COMPACTED,
     Body,
     Codec,
     FrameHeader,
@@ -38,6 +39,7 @@ from walbatch.core.recovery import (
     decide_segment,
     make_plan,
     settled_before,
+    superseded_numbers,
     view_segment,
 )
 from walbatch.core.scanner import Damage, SegmentScan, UnprovenFrame
@@ -448,7 +450,9 @@ def test_a_store_falls_under_row(facts: StoreFacts, label: str, severity: Severi
 
 
 def test_every_row_about_the_store_has_a_situation() -> None:
-    assert {label for _, label, _ in STORE_SITUATIONS.values()} == {f"S{number}" for number in range(1, 9)}
+    assert {label for _, label, _ in STORE_SITUATIONS.values()} | {"S9"} == {
+        f"S{number}" for number in range(1, 10)
+    }
 
 
 def test_a_new_store_starts_with_one() -> None:
@@ -465,6 +469,82 @@ def test_a_store_that_was_opened_once_and_never_used_needs_no_checkpoint() -> No
 def test_each_finding_about_state_is_reported() -> None:
     plan = make_plan(store_of(SEALED, CLEAN, checkpoint=ZERO, findings=["one", "two"]))
     assert [case.message for case in plan.cases if case.label == "S6"] == ["one", "two"]
+
+
+# --- segments that were compacted and merged ---------------------------------------------------------------
+
+
+Head = tuple[int, HeaderState, SegmentHeader | None]
+
+
+def compacted(number: int, prev_number: int, *, prev_last_lsn: int = 0, **changes: object) -> SegmentHeader:
+    header = segment_header(number=number, prev_number=prev_number, prev_last_lsn=prev_last_lsn)
+    return replace(header, flags=SEGMENT_COMPACTED, **changes)  # type: ignore[arg-type]
+
+
+def head(
+    header: SegmentHeader | None, *, number: int | None = None, state: HeaderState = HeaderState.VALID
+) -> Head:
+    return (header.number if header is not None and number is None else number or 0), state, header
+
+
+ONE, TWO, THREE = (segment_header(number=n, prev_last_lsn=10 * (n - 1)) for n in (1, 2, 3))
+FOUR = segment_header(number=4, prev_last_lsn=30)
+MERGED: dict[str, tuple[list[Head], set[int]]] = {
+    "nothing was compacted": ([head(ONE), head(TWO), head(THREE)], set()),
+    "compacted alone": ([head(compacted(1, 0)), head(TWO)], set()),
+    "all that it replaced is gone": ([head(compacted(3, 0)), head(FOUR)], set()),
+    "all that it replaced is there": ([head(ONE), head(TWO), head(compacted(3, 0)), head(FOUR)], {1, 2}),
+    "some of it is there": ([head(TWO), head(compacted(3, 0)), head(FOUR)], {2}),
+    "what stands before it stays": ([head(ONE), head(TWO), head(compacted(3, 1, prev_last_lsn=10))], {2}),
+    "merged into one that was merged again": (
+        [head(ONE), head(compacted(2, 0)), head(compacted(3, 0)), head(FOUR)], {1, 2},
+    ),
+    "two of them side by side": (
+        [head(ONE), head(compacted(2, 0)), head(THREE), head(compacted(4, 2, prev_last_lsn=20))], {1, 3},
+    ),
+    "a header that cannot be read any more": (
+        [head(None, number=2, state=HeaderState.BAD_CRC), head(compacted(3, 0))], {2},
+    ),
+    "a newer format": ([head(None, number=2, state=HeaderState.NEWER_VERSION), head(compacted(3, 0))], set()),
+    "of another store": ([head(replace(TWO, store=OTHER_STORE)), head(compacted(3, 0))], set()),
+    "begins below what replaces it": ([head(ONE), head(compacted(3, 0, prev_last_lsn=10))], set()),
+    "what replaces is of another store": ([head(TWO), head(compacted(3, 0, store=OTHER_STORE))], set()),
+    "what replaces has another name": ([head(TWO), head(compacted(3, 0), number=4)], set()),
+    "a gap before a segment that was not compacted": ([head(TWO), head(segment_header(number=4, prev_number=1))], set()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("heads", "expected"), MERGED.values(), ids=MERGED.keys())
+def test_what_was_merged_into_a_later_segment_is_known_by_its_header(
+    heads: list[Head], expected: set[int]
+) -> None:
+    assert superseded_numbers(heads, STORE) == expected
+
+
+def test_what_was_merged_and_left_by_a_crash_is_removed_and_told_and_no_more() -> None:
+    facts = replace(store_of(SEALED, CLEAN, checkpoint=ZERO), superseded=(7, 8))
+    plan = make_plan(facts)
+    cases = [case for case in plan.cases if case.label == "S9"]
+    assert [(case.segment, case.severity) for case in cases] == [(7, Severity.FINE), (8, Severity.FINE)]
+    assert plan.superseded == (7, 8)
+    assert plan.refusal is None
+    assert replace(plan, superseded=(), cases=()) == replace(
+        make_plan(replace(facts, superseded=())), cases=()
+    )
+
+
+def test_damage_to_a_compacted_segment_is_never_a_torn_tail() -> None:
+    header = compacted(2, 1, prev_last_lsn=10)
+    plan = make_plan(
+        store_of(SEALED, file_of(header, scanned(15, damage=torn())), checkpoint=checkpoint_of(0))
+    )
+    assert plan.refusal is not None
+    assert (plan.refusal.label, plan.torn) == ("W7", ())
+    plain = make_plan(
+        store_of(SEALED, file_of(replace(header, flags=0), scanned(15, damage=torn())), checkpoint=ZERO)
+    )
+    assert plain.refusal is None
 
 
 # --- chains -------------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.mine: set[int] = set()
         self.pending: set[int] = set()
         self.settled: set[int] = set()
+        self.ahead: set[int] = set()
         self.next_lsn = 1
 
     @initialize(before=st.sets(st.integers(1, 40)), epoch=st.integers(0, 3))
@@ -53,6 +54,10 @@ class LedgerMachine(RuleBasedStateMachine):
         for bit in range(count):
             lsn = self.next_lsn
             self.next_lsn += 1
+            if lsn in self.ahead:
+                if self.ledger.is_ahead(lsn):
+                    self.ledger.reach(lsn)
+                continue
             if not mine >> bit & 1:
                 continue
             if self.ledger.initial.covers(lsn):
@@ -60,6 +65,17 @@ class LedgerMachine(RuleBasedStateMachine):
             self.mine.add(lsn)
             self.pending.add(lsn)
             self.ledger.admit(lsn)
+
+    @rule(distance=st.integers(0, 6))
+    def out_of_turn(self, distance: int) -> None:
+        """An operation that the frontier has not come to is brought forward."""
+        lsn = self.next_lsn + distance
+        if lsn > self.ledger.frontier and lsn not in self.ahead and not self.ledger.initial.covers(lsn):
+            self.ledger.admit_ahead(lsn)
+            self.ahead.add(lsn)
+            self.mine.add(lsn)
+            self.pending.add(lsn)
+            assert self.ledger.is_pending(lsn)
 
     @rule()
     def caught_up(self) -> None:
@@ -194,6 +210,21 @@ def test_admitting_twice_or_backwards_is_a_bug_of_ours(lsn: int) -> None:
     ledger.admit(5)
     with pytest.raises(AssertionError):
         ledger.admit(lsn)
+
+
+def test_what_was_settled_out_of_turn_is_covered_and_need_not_be_met_again() -> None:
+    ledger = ShardLedger(Mark())
+    ledger.admit(1)
+    ledger.admit_ahead(7)
+    assert ledger.mark(epoch=0, settling=frozenset({7})) == Mark(ranges=((7, 7),))
+    ledger.settle([7])
+    assert (ledger.is_ahead(7), ledger.is_pending(7), len(ledger)) == (True, False, 1)
+    assert ledger.mark(epoch=0) == Mark(ranges=((7, 7),))
+    ledger.advance(9)  # the log does not hold it any more
+    assert not ledger.is_ahead(7)
+    assert ledger.mark(epoch=0) == Mark(ranges=((2, 7),))
+    ledger.settle([1])
+    assert ledger.watermark() == 9
 
 
 def test_settling_what_is_not_pending_is_a_bug_of_ours() -> None:

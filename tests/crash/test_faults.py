@@ -172,7 +172,7 @@ def test_closing_says_so_when_unlogged_operations_of_a_paused_lane_are_dropped()
         reports.append(session.engine.close(timeout=5.0))
 
     assert live(Machine(), [], workload, seed=1, name="0", use=use).error == ""
-    assert reports[0].reason.startswith("drained, except for lanes that are paused")
+    assert reports[0].reason.startswith("drained, except for what is delayed, paused")
 
 
 def test_a_lost_log_is_refused_again_and_again_although_its_state_is_damaged_too(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections import defaultdict
@@ -15,7 +16,7 @@ from tests.memory import MemoryFileSystem, environment
 from tests.runtime.fakes import Caller
 from tests.support import FAST, QUICK_RETRY, Recorder, wait_until
 from walbatch import limits
-from walbatch.runtime.dispatcher import DUE_FLOOR_NS, TICK_FLOOR_NS
+from walbatch.runtime.dispatcher import DUE_FLOOR_NS, TICK_FLOOR_NS, Dispatcher
 
 ROOT = "/q"
 SETTINGS = wb.Settings(segment_bytes=2**16, memory_bytes_max=2**20, timer_ms=1, checkpoint_ms=1)
@@ -127,7 +128,7 @@ def test_a_worker_that_dies_is_reported_and_everybody_is_told(monkeypatch: pytes
     def broken(*_: object) -> None:
         raise MemoryError("of anything")
 
-    monkeypatch.setattr(engine._dispatcher, "_settle", broken)
+    monkeypatch.setattr(engine._dispatcher._delivery, "_settle", broken)
     ticket = engine.submit("put", key=b"k")
     with pytest.raises(wb.WalbatchError, match="thread of the engine died"):
         ticket.result(timeout=30)
@@ -138,15 +139,15 @@ def test_a_worker_that_dies_is_reported_and_everybody_is_told(monkeypatch: pytes
     assert engine.close().reason.startswith("failed")
 
 
-@pytest.mark.parametrize("method", ["_cut_due", "_cohort"])
+@pytest.mark.parametrize("method", ["_due", "_refill"])
 def test_a_timer_or_reader_that_dies_is_reported(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    engine = open_engine(one_lane(Recorder()))
-
     def broken(*_: object) -> None:
         raise MemoryError("of anything")
 
-    monkeypatch.setattr(engine._dispatcher, method, broken)
-    engine.submit_nowait("put", key=b"k")
+    monkeypatch.setattr(Dispatcher, method, broken)
+    engine = open_engine(one_lane(Recorder()))
+    with contextlib.suppress(wb.StorageError):
+        engine.submit_nowait("put", key=b"k")
     wait_until(lambda: engine.stats().state == "failed", what="the thread has died")
     with pytest.raises(wb.StorageError, match="thread of the engine died"):
         engine.submit("put", key=b"k")

@@ -20,11 +20,11 @@ from walbatch import limits
 from walbatch.core.frame import FrameHeader, SegmentHeader, decode_segment_header
 from walbatch.core.scanner import scan_segment
 from walbatch.engine import Environment
+from walbatch.testing.simulation.commits import newest_checkpoint
 from walbatch.testing.simulation.directory import Directory
 from walbatch.testing.simulation.disk import Inode
 from walbatch.testing.simulation.history import AppliedTo, Event
 from walbatch.testing.simulation.machine import Machine, Process
-from walbatch.testing.simulation.state import newest_checkpoint
 from walbatch.types import Checkpoint
 
 ROOT: Final = "/store"

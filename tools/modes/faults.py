@@ -24,6 +24,7 @@ from tools.modes.lives import images_of, live
 from tools.modes.prediction import predict
 from tools.modes.tally import Job, Progress, Tally
 from tools.modes.workloads import WORKLOADS
+from walbatch.ports import StateStore
 from walbatch.testing.simulation import (
     Cut,
     FailedSync,
@@ -55,7 +56,7 @@ POINTS_MAX: Final = 5
 IMAGES: Final = 2
 """Machines that one power cut leaves."""
 
-TORN_IN: Final = ("single", "interval", "roll", "transactional", "reopen")
+TORN_IN: Final = ("single", "interval", "roll", "transactional", "reopen", "merge")
 """Workloads whose crashed machines are the scenarios of recovery."""
 
 PACKAGE: Final = Path(walbatch.__file__).parent
@@ -65,6 +66,8 @@ REAL: Final = {
     "storage/filesystem.py": "the real file system itself: its calls are made to fail in the kernel",
     "storage/checkpoint.py": "the real state, whose place the simulated one takes",
     "storage/statefile.py": "the real state's file",
+    "storage/statefolder.py": "the real state's folder",
+    "storage/tables.py": "the tables of the real state",
     "storage/holder.py": "asks the kernel who holds a real lock",
     "storage/observation.py": "a look beside a live engine, on real files",
 }
@@ -83,7 +86,11 @@ _FILES: Final = frozenset({
     "write", "read", "datasync", "preallocate", "truncate", "size", "make_directory", "list_directory", "create", "open_read",
     "rename", "unlink", "sync_directory", "lock", "exists", "is_directory",
 })  # fmt: skip
-_STATES: Final = frozenset({"load_checkpoint", "save_checkpoint", "load_lanes", "save_lanes", "open_state"})
+_STATES: Final = frozenset(
+    {name for name in vars(StateStore) if not name.startswith("_")} - {"close", "forget_given_up"}
+    | {"open_state"}
+)
+"""Calls of the state. Two of its methods write nothing and cannot fail."""
 _PORTS: Final = frozenset({
     "fs", "_fs", "file", "_file", "source", "target", "copy", "state", "_state", "environment",
 })  # fmt: skip

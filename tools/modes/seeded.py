@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import itertools
 import random
@@ -17,14 +18,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tools.modes.lives import Life, live
 from tools.modes.prediction import predict
 from tools.modes.tally import Job, Progress, Tally
-from tools.modes.workloads import HASTY, HOUR_NS, remove_file
+from tools.modes.workloads import HASTY, HOUR_NS, STRICT, remove_file
 from walbatch.config import Settings, Trigger
-from walbatch.errors import WalbatchError
+from walbatch.errors import BackendBroken, BatchRejected, BatchTooLarge, RetryBatch, Throttled, WalbatchError
 from walbatch.testing.simulation import (
     Cut,
     FailedSync,
@@ -38,12 +39,21 @@ from walbatch.testing.simulation import (
     Session,
     Workload,
 )  # fmt: skip
-from walbatch.testing.simulation.backend import Manners
+from walbatch.testing.simulation.backend import Manners, Poison, Reaction
 from walbatch.testing.simulation.clock import START_NS
 from walbatch.testing.simulation.explore import quiet
-from walbatch.testing.simulation.history import Ended, Event, Lied
+from walbatch.testing.simulation.history import (
+    Blamed,
+    Buried,
+    Cancelled,
+    Ended,
+    Event,
+    Lied,
+    RequeueAsked,
+    StateLost,
+)
 from walbatch.testing.simulation.workload import STORE, names_in, verify_by_use
-from walbatch.types import Batch, Checkpoint
+from walbatch.types import Applied, Batch, Checkpoint, Outcome, Rejected, Retry
 
 MODE: Final = "seeded"
 SMALL_BYTES: Final = 2**20
@@ -54,10 +64,14 @@ STATE: Final = f"{STORE}/state"
 CALLS: Final = (
     "write", "write", "write", "datasync", "datasync", "sync_directory", "create", "rename", "unlink", "preallocate", "truncate",
     "read", "open_read", "list_directory", "size", "make_directory", "lock", "save checkpoint", "save checkpoint",
-    "save lanes", "load checkpoint", "load lanes",
+    "save lanes", "load checkpoint", "load lanes", "bury", "bury", "unbury", "cancel", "cancel", "save keys", "load letters",
+    "load given up", "load keys",
 )  # fmt: skip
 ERRORS: Final = (errno.EIO, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE)
-MISBEHAVIOUR: Final = (Manner.FAIL, Manner.PART, Manner.ANSWER_PART, Manner.TIMEOUT, Manner.SLOW)
+MISBEHAVIOUR: Final = (
+    Manner.FAIL, Manner.PART, Manner.ANSWER_PART, Manner.TIMEOUT, Manner.SLOW, Manner.HANG, "answers", "answers", "answers",
+    "poison", "raises",
+)  # fmt: skip
 
 PROBLEMS_MAX: Final = 2
 """Of one story: they are mostly the same."""
@@ -80,6 +94,7 @@ class Story:
     faults: Counter[str] = field(default_factory=Counter)
     damage: Counter[str] = field(default_factory=Counter)
     lies: int = 0
+    fates: Counter[str] = field(default_factory=Counter)
     trace: str = ""
 
 
@@ -95,16 +110,18 @@ def tell(seed: int) -> Story:
     strict = chance.random() < 0.3
     crashes = chance.choice((0, 1, 1, 2, 2, 3))
     lying = chance.random() < 0.05
+    is_timed = chance.random() < 0.5
     for number in range(crashes + 1):
         last = number == crashes
         if last:
             machine.fs.capacity_bytes = machine.fs.files_max = None
         elif number:
-            _damage(machine, chance, story)
+            _damage(machine, chance, story, history)
         life = live(
             machine, history, workload, seed=seed, name=str(number),
-            use=verify_by_use if last and number else Use(random.Random(chance.random()), tuple(workload.lanes)),
-            faults=FaultPlan(() if last else _faults(chance)), manners=_manners(chance, history, story, lying=lying and not last),
+            use=verify_by_use if last and number else Use(random.Random(chance.random()), tuple(workload.lanes), is_timed=is_timed),
+            faults=FaultPlan(() if last else _faults(chance)),
+            manners=None if last and number else _manners(chance, workload, history, story, lying=lying and not last),
             crash_at=None if last else chance.randrange(1, STEP_MAX),
         )  # fmt: skip
         _note(story, life)
@@ -120,6 +137,7 @@ def tell(seed: int) -> Story:
         _note(story, life)
         story.problems += [life.error] if life.error else []
     story.problems += oracle.judge(history)
+    story.fates.update(_FATES[type(event)] for event in history if type(event) in _FATES)
     hashed.update(repr(len(history)).encode())
     story.trace = hashed.hexdigest()
     return story
@@ -163,7 +181,8 @@ def _workload(chance: random.Random) -> Workload:
         lanes[name] = LanePlan(
             transactional=chance.random() < 0.4, shards=chance.choice((1, 1, 2, 5)),
             order=chance.choice(("key", "key", "shard", "none")), durability=durability,
-            interval_ms=chance.choice((2, 20)), retry=HASTY,
+            interval_ms=chance.choice((2, 20)), retry=chance.choice((HASTY, STRICT)), timeout_s=chance.choice((0.02, 0.2, 30.0)),
+            strategy=chance.choice(("parallel", "parallel", "serial")),
             trigger=Trigger(count=chance.choice((1, 2, 4, 50)), linger_ms=chance.choice((0, 1, 10))),
         )  # fmt: skip
     settings = Settings(
@@ -171,7 +190,7 @@ def _workload(chance: random.Random) -> Workload:
         timer_ms=chance.choice((1, 5)),
         checkpoint_ms=chance.choice((4, 20, 60)), idle_stamp_ms=chance.choice((2, 30, 500)), in_flight_max=chance.choice((1, 2, 8)),
         compress_bytes_min=chance.choice((None, 64, 1024)), submit_timeout_s=chance.choice((0.05, 1)),
-        disk_full_wait_s=chance.choice((0, 0.2)),
+        disk_full_wait_s=chance.choice((0, 0.2)), idempotency_window_s=10**9,
     )  # fmt: skip
     return Workload(
         name="seeded", run=verify_by_use, lanes=lanes, settings=settings, predict=predict if chance.random() < 0.2 else None,
@@ -215,24 +234,58 @@ def _faults(chance: random.Random) -> tuple[Fault, ...]:
     )  # fmt: skip
 
 
-def _manners(chance: random.Random, history: list[Event], story: Story, *, lying: bool) -> Manners | None:
+def _manners(
+    chance: random.Random, workload: Workload, history: list[Event], story: Story, *, lying: bool
+) -> Manners | None:  # fmt: skip
     """How often which backend misbehaves."""
     how_often = chance.choice((0, 0, 0, 0.2, 0.6))
     mood = random.Random(chance.random())
     if not how_often and not lying:
         return None
 
-    def behave(batch: Batch, _call: int) -> Manner:
+    def behave(batch: Batch, _call: int) -> Reaction:
         if lying and mood.random() < 0.3:
             story.lies += 1
             history.extend(Lied(payload=operation.payload, lsn=operation.lsn) for operation in batch)
             return Manner.LIE
-        return mood.choice(MISBEHAVIOUR) if mood.random() < how_often else Manner.APPLY
+        if mood.random() >= how_often:
+            return Manner.APPLY
+        chosen = mood.choice(MISBEHAVIOUR)
+        if isinstance(chosen, Manner):
+            return chosen
+        match chosen:
+            case "answers":
+                return _answers(mood, batch, workload.lanes[batch.lane].order)
+            case "poison":
+                culprits = [payload for payload in batch.payloads if payload[-1:] in b"37"]
+                return Poison(culprits) if culprits else Manner.APPLY
+            case _:
+                return mood.choice(_RAISED)()
 
     return behave
 
 
-def _damage(machine: Machine, chance: random.Random, story: Story) -> None:
+_RAISED: Final[tuple[Callable[[], Exception], ...]] = (
+    functools.partial(RetryBatch, after=0.01), functools.partial(Throttled, after=0.02),
+    functools.partial(BatchTooLarge, count=1), BatchTooLarge, BatchRejected, BackendBroken,
+    functools.partial(ValueError, "for no stated reason"),
+)  # fmt: skip
+
+
+def _answers(mood: random.Random, batch: Batch, order: str) -> list[Outcome]:
+    """Any that keep the order of the lane: nothing is applied behind what it must not overtake."""
+    waiting = {key for key in sorted(set(batch.keys)) if mood.random() < 0.3} if order == "key" else set()
+    first = mood.randrange(len(batch) + 1) if order == "shard" else len(batch)
+    outcomes: list[Outcome] = []
+    for index, key in enumerate(batch.keys):
+        if key in waiting or index >= first or (order == "none" and mood.random() < 0.3):
+            outcomes.append(Retry(after=mood.choice((0, 0, 0.01)), error="locked"))
+        else:
+            outcomes.append(Rejected("no") if mood.random() < 0.2 else Applied())
+    return outcomes
+
+
+def _damage(machine: Machine, chance: random.Random, story: Story, history: list[Event]) -> None:
     """While the store is closed: its state is silently older, damaged in one generation or in both, or lost."""
     disk = machine.states.get(STATE)
     segments = [name for name in names_in(machine, f"{STORE}/wal") if name.endswith(".seg")]
@@ -251,13 +304,17 @@ def _damage(machine: Machine, chance: random.Random, story: Story) -> None:
         story.damage["one generation damaged"] += 1
     elif luck < 0.18 and held:
         disk.garbled |= {one.generation for one in held}
+        # What both have covered is not remembered as given up.
+        history.append(StateLost())
         story.damage["both generations damaged"] += 1
     elif luck < 0.2:
         remove_file(machine, f"{STATE}/data.mdb")
+        history.append(StateLost())
         story.damage["state lost"] += 1
 
 
 _LOSSES: Final = ("state silently stale", "one generation damaged", "both generations damaged")
+_FATES: Final = {Buried: "burials", Cancelled: "cancellations", RequeueAsked: "requeues", Blamed: "blames"}
 
 # --- a life ---
 
@@ -268,6 +325,8 @@ class Use:
 
     chance: random.Random
     lanes: Sequence[str]
+    is_timed: bool
+    """Operations have times; then the wall clock does not jump by hours."""
 
     def __call__(self, session: Session) -> None:
         """Use it."""
@@ -293,8 +352,46 @@ class Use:
         return self.chance.choice((0, 0, 30, 300, 900, 2000))
 
     def submit(self, session: Session) -> None:
-        """One or two."""
+        """One."""
         session.submit(self._key(), self.chance.choice(self.lanes), size=self._size())
+
+    def submit_with_options(self, session: Session) -> None:
+        """One with a priority, times, or an idempotency key."""
+        chance = self.chance
+        options: dict[str, Any] = {}
+        if chance.random() < 0.5:
+            options["priority"] = chance.randrange(11)
+        if chance.random() < 0.3:
+            options["idempotency_key"] = chance.choice((b"1", b"2", b"3"))
+        if self.is_timed and chance.random() < 0.4:
+            options["not_before_s"] = chance.choice((0.001, 0.02, 0.2))
+        if self.is_timed and chance.random() < 0.4:
+            options["deadline_s"] = chance.choice((0.003, 0.03, 0.3, 3600.0))
+        session.submit(self._key(), chance.choice(self.lanes), size=self._size(), **options)
+
+    def cancel(self, session: Session) -> None:
+        """One of those that were submitted last."""
+        lsns = session.submitted_lsns[-5:]
+        if lsns:
+            session.cancel(self.chance.choice(lsns))
+
+    def ask(self, session: Session) -> None:
+        """Where some of them are."""
+        for lsn in session.submitted_lsns[-self.chance.randrange(1, 7) :]:
+            session.ask(lsn)
+
+    def configure(self, session: Session) -> None:
+        """Change what may change."""
+        lane = self.chance.choice(self.lanes)
+        trigger = Trigger(count=self.chance.choice((1, 3, 20)), linger_ms=self.chance.choice((0, 5)))
+        session.engine.configure(lane, trigger=trigger, retry=self.chance.choice((HASTY, STRICT)))
+
+    def look_at_letters(self, session: Session) -> None:
+        """And requeue or drop some."""
+        lsns = [letter.lsn for letter in session.look_at_letters()]
+        chosen = [lsn for lsn in lsns if self.chance.random() < 0.5]
+        if chosen:
+            (session.requeue if self.chance.random() < 0.7 else session.drop)(chosen)
 
     def submit_many(self, session: Session) -> None:
         """A group."""
@@ -330,7 +427,8 @@ class Use:
 
     def jump(self, session: Session) -> None:
         """The wall clock jumps."""
-        session.process.clock.jump_wall(self.chance.randrange(-50, 50) * HOUR_NS)
+        if not self.is_timed:
+            session.process.clock.jump_wall(self.chance.randrange(-50, 50) * HOUR_NS)
 
     def close_inside(self, session: Session) -> None:
         """Somebody else closes the engine, while it is used."""
@@ -340,10 +438,13 @@ class Use:
 _Action = Callable[[Use, Session], None]
 _ALONE: Final[tuple[_Action, ...]] = (
     Use.submit, Use.submit, Use.submit, Use.submit_many, Use.submit_nowait, Use.flush, Use.pause, Use.close_inside,
+    Use.submit_with_options, Use.cancel, Use.ask,
 )  # fmt: skip
 _ACTIONS: Final[tuple[_Action, ...]] = (
     Use.submit, Use.submit, Use.submit, Use.submit, Use.submit_many, Use.submit_many, Use.submit_nowait, Use.submit_nowait,
-    Use.threads, Use.threads, Use.wait, Use.wait, Use.pause, Use.flush, Use.jump,
+    Use.threads, Use.threads, Use.wait, Use.wait, Use.pause, Use.flush, Use.jump, Use.submit_with_options,
+    Use.submit_with_options, Use.submit_with_options, Use.cancel, Use.cancel, Use.look_at_letters, Use.ask,
+    Use.configure,
 )  # fmt: skip
 
 
@@ -377,6 +478,7 @@ def _take(tally: Tally, story: Story) -> None:
     figures["steps"] += story.steps
     figures["virtual seconds"] += round(story.virtual_ns / 1e9)
     figures["lies of backends"] += story.lies
+    figures.update(story.fates)
     for cut, count in story.crashes.items():
         figures["crashes"] += count
         figures[f"crashes: {cut}"] += count

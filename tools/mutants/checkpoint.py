@@ -81,7 +81,7 @@ MUTANTS: Final = (
         edits=(
             Edit(
                 SETTLEMENT,
-                "        first = self._first(())\n        return self.frontier if first",
+                "        first = self._first(without)\n        return self.frontier if first",
                 "        first = None\n        return self.frontier if first",
             ),
         ),
@@ -134,8 +134,8 @@ MUTANTS: Final = (
         edits=(
             Edit(
                 STATE,
-                "        return max(found, key=lambda checkpoint: checkpoint.generation, default=None), findings\n",
-                "        return min(found, key=lambda checkpoint: checkpoint.generation, default=None), findings\n",
+                "        newest = max(found, key=lambda checkpoint: checkpoint.generation, default=None)\n",
+                "        newest = min(found, key=lambda checkpoint: checkpoint.generation, default=None)\n",
             ),
         ),
         hint="conformance:state",
@@ -158,7 +158,7 @@ MUTANTS: Final = (
         row="a sync error sticky on one path only: checkpoint",
         edits=(
             Edit(
-                STATE,
+                "walbatch/storage/tables.py",
                 "            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:\n"
                 "                self._failure = error\n"
                 "            raise\n",

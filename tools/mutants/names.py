@@ -109,7 +109,7 @@ MUTANTS: Final = (
     Mutant(
         name="a segment that a killed opener named is built on without a sync of its name",
         row="no directory sync after create or rename",
-        edits=(Edit(LOG, "        sync_directory(fs, layout.wal)\n        _remove", "        _remove"),),
+        edits=(Edit(LOG, "        sync_directory(fs, layout.wal)\n        remove", "        remove"),),
         hint="images:half_named",
     ),
     Mutant(
@@ -213,7 +213,7 @@ MUTANTS: Final = (
         name="a temporary file that was left over is in the way of the next segment",
         row="leftover temporary files",
         edits=(
-            Edit(LOG, "        _remove_temporary_files(fs, layout)\n", ""),
+            Edit(LOG, "        remove_temporary_files(fs, layout)\n", ""),
             Edit(
                 SEGMENT,
                 "        if fs.exists(temporary):\n            fs.unlink(temporary)\n",

@@ -12,11 +12,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from walbatch.config import Trigger
-from walbatch.errors import EngineClosed, StorageError, StoreLocked, WalbatchError
+from tools.modes.workloads import remove_file
+from walbatch.config import RetryPolicy, Trigger
+from walbatch.core.routing import shard_of
+from walbatch.errors import CorruptionError, EngineClosed, StorageError, StoreLocked, WalbatchError
 from walbatch.testing.shipped import open_engine
 from walbatch.testing.simulation import Cut, LanePlan, Machine, Manner, Process, Session, Workload
-from walbatch.testing.simulation.workload import QUICK
+from walbatch.testing.simulation.workload import QUICK, STORE, names_in
 from walbatch.types import Batch
 
 RAW: Final = replace(QUICK, compress_bytes_min=None)
@@ -385,8 +387,80 @@ def at_most_eight(machine: Machine) -> None:
     machine.fs.files_max = 8
 
 
+TWO_LANES: Final = {"put": LanePlan(), "slow": LanePlan()}
 LAZY: Final = LanePlan(durability="interval")
 SECOND_LIFE_CHECKPOINT_MS: Final = 10_000.0
+
+
+def compacted_backlog(session: Session) -> None:
+    """A lane has more in the log than fits in memory, and waits in the middle of segments that are compacted meanwhile."""
+    session.open()
+    session.engine.pause("slow")
+    for number in range(24):
+        session.submit(b"a%d" % (number % 3), "slow", size=28_500)
+        for _ in range(2):
+            session.submit(b"k%d" % (number % 3), size=30_000)
+    session.pause(0.2)
+    session.engine.resume("slow")
+    session.close()
+
+
+def one_shard_at_first(batch: Batch, call: int) -> Manner:
+    """The other one fails for a while."""
+    return Manner.FAIL if batch.shard and call <= 4 else Manner.APPLY
+
+
+def half_settled(session: Session) -> None:
+    """One shard of a lane flows and the other does not: what is dropped of the one is not the other's."""
+    session.open()
+    keys = sorted((b"k%d" % number for number in range(16)), key=lambda key: shard_of(key, 2))
+    for number in range(12):  # one in four is of the other shard
+        session.submit(keys[number % 4 - 1], size=900)
+    session.pause(0.4)
+    session.close(drain=False)
+    session.open()
+    session.close()
+
+
+def compacted_without_state(session: Session) -> None:
+    """An older operation of a key stands where nothing is compacted, a newer one is dropped; then state/ is lost."""
+    compacted_middle(session)
+    verify_without_state(session)
+
+
+def compacted_middle(session: Session) -> None:
+    """What is compacted and merged stands behind a segment that is not."""
+    session.open()
+    session.engine.pause("slow")
+    session.submit(b"a", "slow", size=1400)
+    session.submit(b"a", "slow", size=1400)
+    session.submit(b"k", size=100)
+    for key in (b"k", b"k", b"k", b"z", b"z"):
+        session.submit(key, size=1500)
+    session.pause(0.1)
+    session.close(drain=False)
+
+
+def verify_without_state(session: Session) -> None:
+    """Open the store without its state/: what is delivered of a key ends with the newest operation of it."""
+    machine = session.process.machine
+    if "data.mdb" in names_in(machine, f"{STORE}/state"):
+        remove_file(machine, f"{STORE}/state/data.mdb")
+    try:
+        session.open()
+    except CorruptionError:
+        return  # a power cut has undone a part of a trim: without state/ nobody can tell that from a loss
+    session.submit(b"after")
+    session.submit(b"after", "slow")
+    session.close()
+    disk = session.process.machine.backends["put"]
+    # The operations of this key have the LSNs 3 to 6, and the payloads 0/2 to 0/5.
+    applied = [lsn for _, lsn in disk.counts if lsn in range(3, 7)]
+    if applied and not disk.content[b"k"].startswith(b"0/%d:" % (max(applied) - 1)):
+        raise AssertionError(
+            f"{disk.content[b'k'][:4]!r} was applied last, and LSN {max(applied)} had been before"
+        )
+
 
 WORKLOADS: Final = {
     workload.name: workload
@@ -451,5 +525,31 @@ WORKLOADS: Final = {
         Workload(name="abandoned", run=abandoned),
         Workload(name="closing", run=closing),
         Workload(name="few_descriptors", run=few_descriptors, settings=RAW, prepare=at_most_eight),
+        Workload(
+            name="compacted_backlog",
+            run=compacted_backlog,
+            lanes=TWO_LANES,
+            settings=replace(RAW, segment_bytes=2**17, memory_bytes_max=2**20, checkpoint_ms=10),
+        ),
+        Workload(
+            name="half_settled",
+            run=half_settled,
+            lanes={"put": LanePlan(shards=2, retry=RetryPolicy(base_s=20, ceiling_s=20))},
+            manners=one_shard_at_first,
+            settings=replace(RAW, checkpoint_ms=10),
+        ),
+        Workload(
+            name="compacted_middle",
+            run=compacted_middle,
+            lanes=TWO_LANES,
+            settings=replace(RAW, checkpoint_ms=10),
+        ),
+        Workload(
+            name="compacted_without_state",
+            run=compacted_without_state,
+            lanes=TWO_LANES,
+            verify=verify_without_state,
+            settings=replace(RAW, checkpoint_ms=10),
+        ),
     )
 }

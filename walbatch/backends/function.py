@@ -46,6 +46,8 @@ class FunctionBackend:
         self._function = function
         self._loop = _LoopThread(_name(function))
         self.url = url
+        self.interruptible = _is_async(function)
+        """Whether a call can be ended from outside."""
 
     def __repr__(self) -> str:
         return f"<FunctionBackend {_name(self._function)}{self._loop.describe()}>"
@@ -56,7 +58,11 @@ class FunctionBackend:
 
     def apply(self, batch: Batch) -> Answer:
         """Call the function and wait for its answer. Raises what it raises; EngineClosed once `close` was called."""
-        return cast("Answer", self._loop.finish(self._function(batch)))
+        return cast("Answer", self._loop.finish(self._function(batch), name=id(batch)))
+
+    def interrupt(self, batch: Batch) -> None:
+        """Cancel the coroutine that applies `batch`, if there is one: its `apply` raises soon. From any thread; does not wait."""
+        self._loop.cancel(id(batch))
 
     def close(self) -> None:
         """Cancel what runs on the event loop and end its thread, within CLOSE_WAIT_S. Idempotent."""
@@ -129,6 +135,7 @@ class _LoopThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._stopped = False
+        self._named: dict[int, concurrent.futures.Future[object]] = {}
         self._waited_for: set[concurrent.futures.Future[object]] = set()
 
     def describe(self) -> str:
@@ -139,8 +146,8 @@ class _LoopThread:
         """Let it start again after `stop`."""
         self._stopped = False
 
-    def finish(self, answer: object) -> object:
-        """`answer` itself, or, if it is awaitable, what it gives, waited for on the loop."""
+    def finish(self, answer: object, *, name: int = 0) -> object:
+        """`answer` itself, or, if it is awaitable, what it gives, waited for on the loop. `name` is for `cancel`."""
         if not inspect.isawaitable(answer):
             return answer
         coroutine = _guard(answer)
@@ -151,6 +158,7 @@ class _LoopThread:
             if inspect.iscoroutine(answer):
                 answer.close()
             raise
+        self._named[name] = future
         try:
             return future.result()
         except concurrent.futures.CancelledError:
@@ -158,8 +166,15 @@ class _LoopThread:
                 raise EngineClosed(f"the backend {self._name} was closed while it applied a batch") from None
             raise
         finally:
+            self._named.pop(name, None)
             with self._lock:
                 self._waited_for.discard(future)
+
+    def cancel(self, name: int) -> None:
+        """Cancel what `finish` waits for under this name."""
+        future = self._named.get(name)
+        if future is not None:
+            future.cancel()
 
     def stop(self) -> None:
         """Cancel every task and end the thread. Idempotent; not to be called from the loop's own thread."""

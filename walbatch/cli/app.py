@@ -11,9 +11,11 @@ from typing import Annotated, NoReturn
 import typer
 
 from walbatch.cli.exits import Exit, exit_code, explain, guarded
+from walbatch.cli.letters import dlq
 from walbatch.cli.looking import inspect, verify
 from walbatch.cli.output import is_stdout_usable
 from walbatch.cli.recover import recover
+from walbatch.cli.stats import stats
 from walbatch.cli.transfer import dump, load
 
 app = typer.Typer(
@@ -26,9 +28,10 @@ app = typer.Typer(
     "exit code says what it was: 0 done, 2 usage, 3 work left, 4 corruption (nothing changed), 5 locked by another process, "
     "6 newer format, 7 salvaged with stated loss, 8 I/O error.",
 )
-for command in (recover, verify, inspect, load):
+for command in (recover, verify, inspect, stats, load):
     app.command()(guarded(command))
 app.command()(guarded(dump, json_errors=False))
+app.add_typer(dlq, name="dlq", help="See, requeue, drop and export dead letters.")
 
 
 def _show_version(*, wanted: bool) -> None:

@@ -29,6 +29,8 @@ class Delivered:
     count: int
     """Operations that a backend has applied since the engine was opened."""
     remaining: int
+    dead: int
+    """Operations that became dead letters since the engine was opened, or were such already when the log still held them."""
     elapsed_s: float
     errors: Mapping[str, str]
 
@@ -65,6 +67,7 @@ def deliver(engine: Engine, *, pending: int, served: int, patience: Patience, st
     return Delivered(
         count=sum(lane.applied for lane in engine.stats().lanes.values()),
         remaining=report.remaining,
+        dead=engine.stats().dead,
         elapsed_s=time.monotonic() - started,
         errors=errors if report.remaining else {},
     )

@@ -33,7 +33,7 @@ class Exit(enum.IntEnum):
     INTERNAL = 1
     USAGE = 2
     WORK_LEFT = 3
-    """Consistent, but operations are left: a backend fails, is not known, or time ran out."""
+    """Consistent, but operations are left (a backend fails, is not known, or time ran out), or dead letters are."""
     CORRUPT = 4
     """Corruption found; nothing was changed."""
     LOCKED = 5

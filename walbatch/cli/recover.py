@@ -15,7 +15,7 @@ from walbatch.cli.output import count_text, progress_bar, show_json, size_text
 from walbatch.config import Lane
 from walbatch.engine import Engine
 from walbatch.errors import ConfigError, CorruptionError
-from walbatch.inspection import LaneReport, StoreReport, look, remembered_lanes
+from walbatch.inspection import LaneReport, StoreReport, dead_letters, look, remembered_lanes
 from walbatch.salvage import Salvage, salvage_store
 
 
@@ -52,7 +52,7 @@ def recover(
     Shows what was found. Backends with a URL are remembered in the store: lmdb:///path, and python:module:function,
     which has to be named each time, because it runs code.
 
-    Exit codes: 0 consistent and delivered, 2 usage, 3 work left, 4 corruption (nothing was changed), 5 locked by
+    Exit codes: 0 consistent and delivered, 2 usage, 3 work or dead letters left, 4 corruption (nothing was changed), 5 locked by
     another process, 6 newer format, 7 salvaged with stated loss, 8 I/O error.
     """
     named = parse_lanes(lane or ())
@@ -70,9 +70,14 @@ def recover(
         named = name_one(to, known=found.lanes, named=named)
     lanes = build_lanes(remembered_lanes(store), named=named, shards=shards)
     patience = Patience(timeout=timeout, stall=stall)
+    letters, findings = dead_letters(store)
     delivered = None if dry_run or not lanes else _deliver(store, lanes, found, patience, hidden=as_json)
+    if delivered is not None:
+        letters, _ = dead_letters(store)
+    told = {case.message for case in found.cases}
     result = _Result(
-        found=found, given_up=given_up, delivered=delivered, dry_run=dry_run,
+        found=found, given_up=given_up, delivered=delivered, dry_run=dry_run, letters=len(letters),
+        findings=tuple(finding for finding in findings if finding not in told),
         unserved=tuple(report for report in found.lanes.values() if report.pending and not _has_backend(lanes, report.name)),
     )  # fmt: skip
     if as_json:
@@ -124,7 +129,7 @@ def _deliver(
     with progress_bar("delivering", hidden=hidden or not served) as step:
         done = deliver(engine, pending=found.pending, served=served, patience=patience, step=step)
     # What a backend's own mark covers was delivered before, and is only known now.
-    return replace(done, count=max(0, found.pending - done.remaining))
+    return replace(done, count=max(0, found.pending - done.remaining - done.dead))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +142,10 @@ class _Result:
     dry_run: bool
     unserved: tuple[LaneReport, ...]
     """Lanes with pending operations and without a backend."""
+    letters: int
+    """Dead letters that are left. A dry run knows of those that are there already."""
+    findings: tuple[str, ...]
+    """Dead letters that cannot be read, a sentence each."""
 
     @property
     def remaining(self) -> int:
@@ -148,9 +157,9 @@ class _Result:
     @property
     def exit(self) -> Exit:
         """The exit code."""
-        return (
-            Exit.SALVAGED if self.given_up.lost_something else Exit.WORK_LEFT if self.remaining else Exit.DONE
-        )
+        if self.given_up.lost_something:
+            return Exit.SALVAGED
+        return Exit.WORK_LEFT if self.remaining or self.letters else Exit.DONE
 
     def document(self) -> dict[str, object]:
         """For programs."""
@@ -158,7 +167,8 @@ class _Result:
         return {
             **found_json(self.found), "dry_run": self.dry_run, "rebuilt": list(self.given_up.rebuilt),
             "lost": [list(span) for span in self.given_up.lost], "end_lost_after": self.given_up.end_lost_after,
-            "delivered": done.count if done else 0, "remaining": self.remaining,
+            "delivered": done.count if done else 0, "remaining": self.remaining, "dead_letters": self.letters,
+            "findings": list(self.findings),
             "elapsed_s": round(done.elapsed_s, 3) if done else 0.0,
             "without_backend": [report.name for report in self.unserved], "errors": dict(done.errors) if done else {},
             "exit": self.exit,
@@ -171,6 +181,7 @@ class _Result:
         pending = count_text(found.pending, "operation")
         yield f"{found.path}: {count_text(len(found.segments), 'segment')}, {size}, {pending} pending"
         yield from case_lines(found)
+        yield from (f"  {finding}" for finding in self.findings)
         yield from self._loss_lines()
         for name, lane in found.lanes.items():
             if lane.pending:
@@ -211,6 +222,9 @@ class _Result:
             yield f"next: name the backend of lane {report.name}, for example --lane {hint}"
         if self.delivered is not None and self.delivered.remaining and not self.unserved:
             yield "next: repair the backend and run this again; the operations are safe in the log"
+        if self.letters:
+            are = "dead letter is" if self.letters == 1 else "dead letters are"
+            yield f"{self.letters:,} {are} left: see walbatch dlq list {self.found.path}, then requeue or drop them"
 
 
 def found_json(found: StoreReport) -> dict[str, object]:

@@ -148,6 +148,9 @@ def load(
         groups = groups_of(lines)
         first = list(islice(groups, 1))  # a source that is wrong from the start makes no store
         engine = Engine.open(store, lanes=lanes)
+        if not drain:
+            for name in lanes:
+                engine.pause(name)
         loaded = _submit(engine, chain(first, groups), lines, step, skipped=skip)
     pending = engine.stats().pending
     served = pending if drain and any(lane.backend is not None for lane in lanes.values()) else 0

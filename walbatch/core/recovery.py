@@ -72,6 +72,10 @@ class StoreFacts:
     checkpoint: Checkpoint | None
     state_findings: tuple[str, ...] = ()
     """What was wrong with state/, one sentence each."""
+    superseded: tuple[int, ...] = ()
+    """Segments that a compaction has merged into a later one, and a crash has left. They are not among `segments`."""
+    dropped: Checkpoint | None = None
+    """What the log's compactions took for settled, and have dropped in part. None where nothing was ever dropped."""
 
 
 class Severity(enum.IntEnum):
@@ -139,6 +143,8 @@ class Plan:
     """Operations in the log that the checkpoint does not call settled."""
     first_segment: int
     """Where reading back starts."""
+    superseded: tuple[int, ...] = ()
+    """Segments to remove: a later one holds what of them is not settled."""
 
     @property
     def refusal(self) -> Case | None:
@@ -228,7 +234,7 @@ def decide_segment(view: SegmentView) -> Row:
 
 
 def _store_cases(facts: StoreFacts) -> list[Case]:
-    """The rows about the store as a whole, S1 to S7 (S8 needs the plan)."""
+    """The rows about the store as a whole, but for S8, which needs the plan."""
     used = bool(facts.segments) or facts.checkpoint is not None or bool(facts.state_findings)
     cases: list[Case] = []
     match facts.identity:
@@ -266,7 +272,40 @@ def _store_cases(facts: StoreFacts) -> list[Case]:
     ):
         message = "no checkpoint: every operation in the log is delivered again (transactional backends leave out what they hold)"
         cases.append(Case(label="S7", severity=Severity.NOTE, message=message))
+    cases.extend(
+        Case(
+            label="S9",
+            severity=Severity.FINE,
+            message="a segment was merged into a later one, and a crash left it",
+            segment=number,
+        )
+        for number in facts.superseded
+    )
     return cases
+
+
+def superseded_numbers(
+    heads: Sequence[tuple[int, HeaderState, SegmentHeader | None]], store: bytes | None
+) -> frozenset[int]:
+    """The segments among `heads` (ascending numbers) that a compaction has merged into a later one.
+
+    The later one is complete and durable before any of them is removed; its header says from which segment on it replaces
+    them. What belongs to another store, is of a newer format or begins before it, is none of them.
+    """
+    found: set[int] = set()
+    merged: SegmentHeader | None = None
+    for number, state, header in reversed(heads):
+        if (
+            merged is not None
+            and number > merged.prev_number
+            and state is not HeaderState.NEWER_VERSION
+            and (header is None or (header.store == store and header.first_lsn >= merged.first_lsn))
+        ):
+            found.add(number)
+            continue
+        own = header is not None and header.store == store and header.number == number
+        merged = header if own and header is not None and header.compacted else None
+    return frozenset(found)
 
 
 def settled_before(segments: Sequence[SegmentFacts], index: int, watermark: int) -> bool:
@@ -324,9 +363,15 @@ def view_segment(facts: StoreFacts, index: int) -> SegmentView:
         last=last,
         complete=segment.last_lsn >= bound and not lost,
         damaged=damage is not None,
-        evidence=damage is not None and max(damage.evidence_lsn, durable_lsn) > segment.last_lsn,
+        # A segment that was compacted was synced as a whole before it got its name.
+        evidence=damage is not None
+        and (max(damage.evidence_lsn, durable_lsn) > segment.last_lsn or _is_compacted(segment)),
         clean=segment.scan is not None and segment.scan.clean,
     )
+
+
+def _is_compacted(segment: SegmentFacts) -> bool:
+    return segment.header is not None and segment.header.compacted
 
 
 def _segment_case(facts: StoreFacts, index: int, row: Row) -> Case:
@@ -347,7 +392,7 @@ def _segment_case(facts: StoreFacts, index: int, row: Row) -> Case:
         last = segment.header.prev_last_lsn
         if first is not None and first > last:
             first = last = None  # nothing is missing in between: what stands there is another segment
-    elif refused or damage is not None:
+    elif refused or (damage is not None and row.decision is not Decision.IGNORE):
         first = segment.last_lsn + 1
         offset = damage.offset if damage else segment.end_offset
         if index + 1 < len(facts.segments):
@@ -422,6 +467,7 @@ def make_plan(facts: StoreFacts) -> Plan:
         prev=facts.segments[-1].header if facts.segments else None, prev_last_lsn=prev_last_lsn,
         next_lsn=max(next_lsn, 1), next_segment=max(numbers) + 1, epoch=max(epochs) + 1, clean=clean,
         operations_before=logged - copied_count, pending=max(0, logged - settled), first_segment=first_needed,
+        superseded=facts.superseded,
     )  # fmt: skip
 
 

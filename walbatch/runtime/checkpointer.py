@@ -1,4 +1,4 @@
-"""Persists what is settled, then trims the log.
+"""Persists what is settled, then trims the log and compacts it.
 
 What is not here: what is settled (`dispatcher`), and how a checkpoint is stored (behind `ports.StateStore`).
 """
@@ -36,7 +36,10 @@ class Checkpointer:
     def __init__(
         self, *, log: Log, state: StateStore, clock: Clock, threads: Threads, interval_ns: int, base: CheckpointBase,
         settled: Callable[[], Settled], durable_lsn: Callable[[], int], on_failure: Callable[[WalbatchError], None],
+        before: Callable[[int], None] = lambda _: None,
     ) -> None:  # fmt: skip
+        """`before` saves what must be durable before a checkpoint is; it is told what both generations cover."""
+        self._before = before
         self._log = log
         self._state = state
         self._clock = clock
@@ -49,7 +52,8 @@ class Checkpointer:
         self._on_failure = on_failure
         self._last: Checkpoint | None = None
         self.checkpointed_lsn = 0
-        self._trimmed_lsn = -1
+        self._covered: Checkpoint | None = None
+        """The generation before the last: both cover what it covers."""
         self._stop = threads.condition()
         self._stopping = False
         self._thread: Thread | None = None
@@ -77,6 +81,7 @@ class Checkpointer:
                     return
             try:
                 self.checkpoint()
+                self._compact()
             except (StorageError, OSError) as error:
                 if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
                     self._on_failure(StorageError(f"the checkpoint failed: {error}", errno=error.errno))
@@ -89,23 +94,31 @@ class Checkpointer:
                 )
                 return
 
+    def _compact(self) -> None:
+        """Compact the log by what both generations cover: a step at a time, until the next checkpoint is due."""
+        until = self._clock.monotonic_ns() + self._interval_ns
+        while self._covered is not None and not self._stopping and self._log.compact(self._covered):
+            if self._clock.monotonic_ns() >= until:
+                return
+
     def checkpoint(self) -> bool:
         """Save a checkpoint if anything changed, then trim. Returns whether it saved.
 
         Crash story: the backends had made durable what is settled; a checkpoint is durable before any segment that it makes
         superfluous is unlinked. The log is trimmed only as far as *both* generations of the checkpoint go, so losing the
-        last one means that the one before it counts: more is replayed, nothing is missing.
+        last one means that the one before it counts: more is replayed, nothing is missing. So does what compactions drop.
         """
         # Taken in this order: the log was durable at least this far, and every settled operation lies below it.
         settled = self._settled()
         durable_lsn = max(self._durable_lsn(), settled.watermark)
         segment = self._log.end.segment
-        last = self._last
+        last, covered = self._last, self._covered
         # Where nothing settles, how far the log reached still matters: that is what shows the loss of its end.
         if (
             last is not None
-            and last.watermark == settled.watermark == self._trimmed_lsn
-            and last.lanes == settled.lanes
+            and covered is not None
+            and last.watermark == settled.watermark == covered.watermark
+            and last.lanes == settled.lanes == covered.lanes
             and (last.segment, last.durable_lsn) == (segment, durable_lsn)
         ):
             return False
@@ -113,11 +126,12 @@ class Checkpointer:
             generation=self._generation + 1, epoch=self._base.epoch, watermark=settled.watermark, durable_lsn=durable_lsn,
             segment=segment, settled_count=self._base.settled_count + settled.settled_count, lanes=settled.lanes,
         )  # fmt: skip
+        self._before(0 if last is None else last.watermark)
         self._state.save_checkpoint(checkpoint)
         self._generation += 1
         self._last = checkpoint
         self.checkpointed_lsn = settled.watermark
         if last is not None:
-            self._trimmed_lsn = last.watermark
+            self._covered = last
             self._log.trim(last.watermark)
         return True

@@ -103,6 +103,13 @@ class Promise:
         return value
 
 
+def kept_promise(threads: Threads) -> Promise:
+    """A promise that was kept before anybody asked."""
+    promise = Promise(threads)
+    promise.resolve()
+    return promise
+
+
 class Ticket:
     """One submitted operation. Safe from any thread.
 
@@ -158,8 +165,9 @@ class Ticket:
     def result(self, timeout: float | None = None) -> Any:
         """Wait until the operation is applied; returns the backend's result. Seconds; None: for ever.
 
-        Raises ResultTimeout; EngineClosed when the engine closed first (the operation is in the log and will
-        be replayed); DurabilityUnknown, StorageError or CorruptionError when the engine failed.
+        Raises OperationDead or OperationCancelled if it never will be; ResultTimeout; EngineClosed when the engine closed first
+        (the operation is in the log and will be replayed); DurabilityUnknown, StorageError or CorruptionError when
+        the engine failed.
         """
         if not self._settled.wait(timeout_to_ns(timeout)):
             raise ResultTimeout(

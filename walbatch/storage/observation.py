@@ -15,9 +15,9 @@ What still looks like damage after that is looked at again, and believed when it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 from walbatch import limits
 from walbatch.core.frame import FrameError, SegmentHeader, check_body
@@ -42,6 +42,8 @@ PINNED_MAX: Final = 256
 
 Watch = Callable[[int, SegmentHeader], Visit | None]
 """watch(number, header) returns a function that sees the frames of that segment, or None."""
+
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,34 +131,48 @@ def read_state(layout: Layout, uuid: bytes | None) -> tuple[Checkpoint | None, M
     return state.checkpoint, state.lanes
 
 
-def _read_quietly(layout: Layout, uuid: bytes | None, *, locked: bool) -> _State:
-    """What state/ says.
+def read_beside(
+    layout: Layout, uuid: bytes, read: Callable[[LmdbState], tuple[_Found, Sequence[str]]], *, locked: bool = False
+) -> tuple[_Found, tuple[str, ...]]:  # fmt: skip
+    """What `read` finds in state/, and what it found wrong. Raises UnsupportedFormat.
 
     Where nobody has the store open, LMDB's lock file is left alone. An engine that opens it during the reading shows
     afterwards, and then it is read again.
     """
     shared = not locked and holder_of(layout.lock) is not Holder.NOBODY
-    found = _read_state(layout, uuid, shared=shared)
+    found = _read(layout, uuid, read, shared=shared)
     if locked or shared or holder_of(layout.lock) is Holder.NOBODY:
         return found
-    return _read_state(layout, uuid, shared=True)
+    return _read(layout, uuid, read, shared=True)
 
 
-def _read_state(layout: Layout, uuid: bytes | None, *, shared: bool) -> _State:
-    found = _State(checkpoint=None, lanes={}, findings=())
-    if uuid is None:
-        return found
-    for _ in range(STATE_LOOKS_MAX if shared else 1):
+def _read(
+    layout: Layout, uuid: bytes, read: Callable[[LmdbState], tuple[_Found, Sequence[str]]], *, shared: bool
+) -> tuple[_Found, tuple[str, ...]]:  # fmt: skip
+    left = STATE_LOOKS_MAX if shared else 1
+    while True:
+        left -= 1
         state = LmdbState.open(layout.state, uuid, readonly=True, shared=shared)
         try:
-            checkpoint, findings = state.load_checkpoint()
-            lanes, lane_findings = state.load_lanes()
+            found, findings = read(state)
         finally:
             state.close()
-        found = _State(checkpoint=checkpoint, lanes=lanes, findings=(*findings, *lane_findings))
-        if not found.findings:
-            break
-    return found
+        if not findings or not left:
+            return found, tuple(findings)
+
+
+def _read_quietly(layout: Layout, uuid: bytes | None, *, locked: bool) -> _State:
+    """What state/ says of the checkpoint and of lanes."""
+    if uuid is None:
+        return _State(checkpoint=None, lanes={}, findings=())
+    (checkpoint, lanes), findings = read_beside(layout, uuid, _load, locked=locked)
+    return _State(checkpoint=checkpoint, lanes=lanes, findings=findings)
+
+
+def _load(state: LmdbState) -> tuple[tuple[Checkpoint | None, Mapping[str, LaneMemory]], list[str]]:
+    checkpoint, findings = state.load_checkpoint()
+    lanes, lane_findings = state.load_lanes()
+    return (checkpoint, lanes), findings + lane_findings
 
 
 def _both(before: Checkpoint | None, after: Checkpoint | None, facts: StoreFacts) -> Checkpoint | None:

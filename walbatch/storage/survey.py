@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from walbatch.core.frame import HeaderState, SegmentHeader
-from walbatch.core.recovery import IdentityState, SegmentFacts, StoreFacts
+from walbatch.core.recovery import IdentityState, SegmentFacts, StoreFacts, superseded_numbers
 from walbatch.core.scanner import Visit, scan_segment
 from walbatch.ports import File, FileSystem
+from walbatch.storage.dropped import read_dropped
 from walbatch.storage.layout import Layout, segment_number
 from walbatch.storage.segment import read_footer, read_header
 from walbatch.types import Checkpoint
@@ -58,6 +59,13 @@ def survey(
                 heads.append((*read_header(file), file.size()))
             finally:
                 file.close()
+        superseded = superseded_numbers(
+            [(number, state, header) for number, (state, header, _) in zip(numbers, heads, strict=True)],
+            store,
+        )
+        if superseded:
+            left = [row for row in zip(numbers, heads, strict=True) if row[0] not in superseded]
+            numbers, heads = [number for number, _ in left], [head for _, head in left]
         total = sum(size for _, _, size in heads)
         done = 0
         segments: list[SegmentFacts] = []
@@ -92,6 +100,7 @@ def survey(
             done += size
             if progress:
                 progress(done, total)
+        dropped, findings = read_dropped(fs, layout, store)
     finally:
         for file in files:
             file.close()
@@ -100,5 +109,7 @@ def survey(
         store=store,
         segments=tuple(segments),
         checkpoint=checkpoint,
-        state_findings=state_findings,
+        state_findings=(*state_findings, *findings),
+        superseded=tuple(sorted(superseded)),
+        dropped=dropped,
     )

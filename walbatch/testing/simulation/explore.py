@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 
 from walbatch.testing.simulation.faults import Fault, FaultPlan
 from walbatch.testing.simulation.filesystem import SimulatedFileSystem
-from walbatch.testing.simulation.history import AppliedTo, Ended, Event, Opened, Submitted
+from walbatch.testing.simulation.history import AppliedTo, Ended, Event, Letters, Opened, Submitted
 from walbatch.testing.simulation.images import Cut
 from walbatch.testing.simulation.machine import Machine, Process
 from walbatch.testing.simulation.scheduler import ProcessKilled
@@ -358,7 +358,7 @@ class Explorer:
 
 def _outcome(events: Sequence[Event]) -> object:
     """What a life found and did, in whatever order: bytes that are torn take more or fewer steps, hence another schedule."""
-    return Counter(repr(event) for event in events if isinstance(event, (Opened, AppliedTo)))
+    return Counter(repr(event) for event in events if isinstance(event, (Opened, AppliedTo, Letters)))
 
 
 def word(name: str) -> str:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import walbatch as wb
 from walbatch.errors import StorageError
 from walbatch.ports import File, FileSystem, StateStore
-from walbatch.types import Checkpoint, LaneMemory
+from walbatch.types import Checkpoint, DeadLetter, KeyUse, LaneMemory
 
 Fail = Callable[[str, str], None]
 """fail(call, path): may raise the error with which a call ends."""
@@ -126,6 +126,11 @@ class MemoryFileSystem(FileSystem):
         self.guard = threading.RLock()
         self.checkpoints: dict[int, Checkpoint] = {}
         self.lanes: dict[str, LaneMemory] = {}
+        self.letters: dict[int, DeadLetter] = {}
+        self.given_up: set[int] = set()
+        self.key_uses: list[KeyUse] = []
+        self.keys_lsn = 0
+        self.controllers: dict[tuple[str, int], bytes] = {}
 
     @classmethod
     def of(cls, root: str, files: Mapping[str, bytes]) -> MemoryFileSystem:
@@ -155,8 +160,14 @@ class MemoryFileSystem(FileSystem):
                 else:
                     fs.files[full] = Content(bytes(content.durable))
         fs.durable_names = {path: fs._entries(path) for path in fs.directories}
-        fs.checkpoints, fs.lanes = dict(self.checkpoints), dict(self.lanes)
+        with self.guard:
+            self._copy_state(fs)
         return fs
+
+    def _copy_state(self, fs: MemoryFileSystem) -> None:
+        fs.checkpoints, fs.lanes = dict(self.checkpoints), dict(self.lanes)
+        fs.letters, fs.given_up = dict(self.letters), set(self.given_up)
+        fs.key_uses, fs.keys_lsn, fs.controllers = list(self.key_uses), self.keys_lsn, dict(self.controllers)
 
     def call(self, call: str, path: str) -> None:
         self.calls.append((call, path))
@@ -248,7 +259,7 @@ class MemoryFileSystem(FileSystem):
 
 
 class MemoryState(StateStore):
-    """The checkpoint and the lanes of a `MemoryFileSystem`: every save is durable."""
+    """The state of a `MemoryFileSystem`: every save is durable. As the port asks, safe from any thread."""
 
     def __init__(self, fs: MemoryFileSystem) -> None:
         self._fs = fs
@@ -260,19 +271,73 @@ class MemoryState(StateStore):
             raise StorageError(str(error), path="state", errno=error.errno) from error
 
     def load_checkpoint(self) -> tuple[Checkpoint | None, list[str]]:
-        newest = max(self._fs.checkpoints.values(), key=lambda c: c.generation, default=None)
-        return newest, []
+        with self._fs.guard:
+            newest = max(self._fs.checkpoints.values(), key=lambda c: c.generation, default=None)
+            return newest, []
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         self._call("save_checkpoint")
-        self._fs.checkpoints[checkpoint.generation % 2] = checkpoint
+        with self._fs.guard:
+            self._fs.checkpoints[checkpoint.generation % 2] = checkpoint
 
     def load_lanes(self) -> tuple[dict[str, LaneMemory], list[str]]:
-        return dict(self._fs.lanes), []
+        with self._fs.guard:
+            return dict(self._fs.lanes), []
 
     def save_lanes(self, lanes: Mapping[str, LaneMemory]) -> None:
         self._call("save_lanes")
-        self._fs.lanes.update(lanes)
+        with self._fs.guard:
+            self._fs.lanes.update(lanes)
+
+    def load_letters(self) -> tuple[list[DeadLetter], list[str]]:
+        with self._fs.guard:
+            return [self._fs.letters[lsn] for lsn in sorted(self._fs.letters)], []
+
+    def bury(self, letters: Sequence[DeadLetter]) -> None:
+        self._call("bury")
+        with self._fs.guard:
+            self._fs.letters.update({letter.lsn: letter for letter in letters})
+            self._fs.given_up.update(letter.lsn for letter in letters)
+
+    def unbury(self, lsns: Collection[int]) -> None:
+        self._call("unbury")
+        with self._fs.guard:
+            for lsn in lsns:
+                self._fs.letters.pop(lsn, None)
+
+    def load_given_up(self) -> tuple[frozenset[int], list[str]]:
+        with self._fs.guard:
+            return frozenset(self._fs.given_up), []
+
+    def cancel(self, lsns: Collection[int]) -> None:
+        self._call("cancel")
+        with self._fs.guard:
+            self._fs.given_up.update(lsns)
+
+    def forget_given_up(self, lsn: int) -> None:
+        with self._fs.guard:
+            self._fs.given_up = {one for one in self._fs.given_up if one > lsn or one in self._fs.letters}
+
+    def load_keys(self) -> tuple[list[KeyUse], int, list[str]]:
+        with self._fs.guard:
+            return list(self._fs.key_uses), self._fs.keys_lsn, []
+
+    def save_keys(self, uses: Sequence[KeyUse], *, up_to_lsn: int, oldest_wall_ns: int) -> None:
+        self._call("save_keys")
+        with self._fs.guard:
+            self._fs.key_uses = [
+                use for use in (*self._fs.key_uses, *uses) if use.used_wall_ns >= oldest_wall_ns
+            ]
+            self._fs.keys_lsn = up_to_lsn
+
+    def load_controllers(self) -> tuple[dict[tuple[str, int], bytes], list[str]]:
+        with self._fs.guard:
+            return dict(self._fs.controllers), []
+
+    def save_controllers(self, snapshots: Mapping[tuple[str, int], bytes]) -> None:
+        self._call("save_controllers")
+        with self._fs.guard:
+            self._fs.controllers.update(snapshots)
 
     def close(self) -> None:
         pass

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import walbatch as wb
 from tests.support import FAST, QUICK_RETRY, Recorder, wait_until
 from walbatch.inspection import operations
+from walbatch.storage.dropped import write_dropped
 from walbatch.storage.filesystem import RealFileSystem
 from walbatch.storage.layout import Layout, read_identity
 from walbatch.storage.observation import read_state
@@ -59,7 +61,7 @@ def make_store(
 ) -> Made:
     """A store with `count` operations of each kind, one in a frame; those of kind `settle` are settled.
 
-    Not `clean`: as a kill left it.
+    Not `clean`: as a kill left it. Its segments are as they were written: nothing is compacted.
     """
     submitted = {}
     work = path if clean else path.with_name(f"{path.name}.work")
@@ -68,6 +70,7 @@ def make_store(
         for kind in kinds
     }
     engine = wb.Engine.open(work, lanes=lanes, settings=TINY)
+    engine._assembly.log.compact = lambda covered: False  # type: ignore[method-assign]
     for number in range(count):
         for kind in kinds:
             key, payload = b"k%d" % (number % 7), (b"%d-" % number).ljust(PAYLOAD_BYTES, kind[:1].encode())
@@ -97,6 +100,16 @@ def checkpoint_of(path: Path) -> Checkpoint:
     checkpoint, _ = read_state(layout, uuid)
     assert checkpoint is not None
     return checkpoint
+
+
+def note_dropped(path: Path, **changes: Any) -> Checkpoint:
+    """Let `wal/dropped` say what the checkpoint does, but for `changes`, as if a compaction had noted it."""
+    layout = Layout(str(path))
+    _, uuid = read_identity(RealFileSystem(), layout)
+    assert uuid is not None
+    noted = replace(checkpoint_of(path), **changes)
+    write_dropped(RealFileSystem(), layout, uuid, noted)
+    return noted
 
 
 def unsettled_in(path: Path) -> set[int]:

@@ -405,14 +405,14 @@ def test_flushes_under_way_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aio, "FLUSHES_MAX", 3)
 
     async def main() -> None:
-        engine = await open_engine(MemoryFileSystem(), Recorder())
-        engine.pause("put")
+        gate = threading.Event()
+        engine = await open_engine(MemoryFileSystem(), Recorder(lambda _: gate.wait(30) and None))
         await engine.submit("put", key=b"k")
         flushing = [asyncio.create_task(engine.flush()) for _ in range(3)]
         await asyncio.sleep(0)
         with pytest.raises(wb.Overloaded, match="FLUSHES_MAX"):
             await engine.flush()
-        engine.resume("put")
+        gate.set()
         await asyncio.gather(*flushing)
         await engine.flush(timeout=30)
         await engine.close()

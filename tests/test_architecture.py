@@ -59,6 +59,9 @@ ONE_MODULE_ALSO: Final[Mapping[str, set[str]]] = {
     "walbatch.testing.shipped": {"walbatch.engine", "walbatch.backends.lmdb"},
     # What users crash is an application around the shipped engine: it is given the engine's `Environment`.
     "walbatch.testing.crashing": {"walbatch.engine"},
+    # What is counted and what is judged is told in the frozen values of `metrics`, which knows nothing but dataclasses.
+    "walbatch.core.statistics": {"walbatch.metrics"},
+    "walbatch.core.health": {"walbatch.metrics"},
     # A function is a backend only through the engine's own adapter, so the conformance suites take it.
     "walbatch.testing.contracts": {"walbatch.backends.function"},
 }

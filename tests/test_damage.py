@@ -25,19 +25,21 @@ import pytest
 
 import walbatch as wb
 from tests.memory import MemoryFileSystem, environment
+from tests.stores import checkpoint_of, note_dropped, picture
 from tests.support import FAST, Recorder, wait_until
 from walbatch import limits
 from walbatch.core.checksum import crc32c
 from walbatch.core.frame import FrameHeader, FrameType, SegmentHeader, decode_segment_header
 from walbatch.core.recovery import make_plan
 from walbatch.core.scanner import scan_segment
-from walbatch.errors import WalbatchError
+from walbatch.errors import CorruptionError, WalbatchError
+from walbatch.inspection import look, remembered_lanes
 from walbatch.runtime.clock import RealClock, RealEntropy, RealThreads
 from walbatch.storage.layout import Layout, read_identity
 from walbatch.storage.log import Log, LogSettings
 from walbatch.storage.store import refusal_error
 from walbatch.storage.survey import survey
-from walbatch.types import Checkpoint, LaneMemory, Position
+from walbatch.types import Checkpoint, LaneMark, LaneMemory, Mark, Position
 
 ROOT = "/q"
 SECTOR = limits.SECTOR_BYTES
@@ -130,7 +132,7 @@ class Maker:
         """Settle what can be, and checkpoint it."""
         self.engine.flush(timeout=30)
         self.applied |= {lsn for lsn, _, _ in self.recorder.applied if lsn is not None}
-        self.engine._checkpointer.checkpoint()
+        self.engine._assembly.checkpointer.checkpoint()
 
     def store(self) -> Store:
         """The store as it is now on disk."""
@@ -211,7 +213,7 @@ def make_stores(seed: int = 0) -> tuple[Store, Store, Store]:
     life.submit("kept", 1, 700, raw=True)
     life.submit("put", 3, 90, raw=True)
     killed = life.store()
-    engine._log.stamp(next_lsn=engine.stats().durable_lsn + 1, clean=False)
+    engine._assembly.log.stamp(next_lsn=engine.stats().durable_lsn + 1, clean=False)
     stamped = life.store()
     engine.close(drain=False)
     return killed, stamped, life.store()
@@ -268,8 +270,9 @@ def open_log(files: Files, checkpoint: Checkpoint | None) -> Opened:
     )
     rows: dict[int, Row] = {}
     position = Position(plan.first_segment, SECTOR)
+    next_lsn = 0
     try:
-        while (frame := log.read_frame(position)) is not None:
+        while (frame := log.read_frame(position, next_lsn=next_lsn)) is not None:
             kinds = [frame.kinds[index] for index in frame.kind_indexes]
             rows.update(
                 zip(
@@ -278,7 +281,7 @@ def open_log(files: Files, checkpoint: Checkpoint | None) -> Opened:
                     strict=True,
                 )
             )
-            position = frame.next_position
+            position, next_lsn = frame.next_position, frame.last_lsn + 1
     except wb.CorruptionError as error:
         return Opened(error=error, rows=rows)
     finally:
@@ -873,6 +876,90 @@ def test_a_wrong_state_costs_delivery_again_and_nothing_else(copied: OnDisk, wha
         shutil.copytree(copied.old_state, state)
     labels, _ = deliver_all(copied)
     assert {"removed": "S7", "emptied": "S7", "of another store": "S6"}.get(what, "W10") in labels
+
+
+# --- state/ is lost, and the log remembers what compactions noted in it -------------------------------------------------
+
+
+def lose_state(store: OnDisk) -> None:
+    shutil.rmtree(store.root / "state")
+
+
+def test_a_log_put_back_from_an_older_copy_is_refused_by_what_compactions_noted(
+    copied: OnDisk, tmp_path: Path
+) -> None:
+    """Else its LSNs would be handed out again, and what is submitted under them would pass for settled."""
+    with open_on_disk(copied.root, Recorder()) as engine:
+        engine.flush(timeout=30)
+    shutil.copytree(copied.root / "wal", tmp_path / "copy")
+    with open_on_disk(copied.root, Recorder()) as engine:
+        for _ in range(40):
+            engine.submit("put", key=b"k", payload=os.urandom(500))
+        engine.flush(timeout=30)
+    noted = note_dropped(copied.root)
+    for path in (copied.root / "wal").glob("*.seg"):
+        path.unlink()
+    for path in (tmp_path / "copy").glob("*.seg"):
+        shutil.copy(path, copied.root / "wal")
+    lose_state(copied)
+    predicted = look(copied.root, full=True, lock=True).store.cases
+    before = picture(copied.root / "wal")
+    recorder = Recorder()
+    with pytest.raises(CorruptionError, match="W8") as caught:
+        open_on_disk(copied.root, recorder)
+    assert caught.value.last_lsn == noted.durable_lsn
+    assert [case.label for case in predicted] == ["S7", "W8"]
+    assert (recorder.applied, picture(copied.root / "wal")) == ([], before)
+
+
+def test_a_lost_log_is_not_a_new_store_while_it_stands_what_compactions_noted(copied: OnDisk) -> None:
+    note_dropped(copied.root)
+    for path in (copied.root / "wal").glob("*.seg"):
+        path.unlink()
+    lose_state(copied)
+    assert "S4" in {case.label for case in look(copied.root).store.cases}
+    with pytest.raises(CorruptionError, match="S4"):
+        open_on_disk(copied.root, Recorder())
+
+
+def test_without_state_what_compactions_noted_is_passed_over(copied: OnDisk) -> None:
+    note_dropped(copied.root)
+    lose_state(copied)
+    labels, recorder = deliver_all(copied)
+    assert labels == {"S7", "W10"}
+    assert set(recorder.lsns) == copied.pending
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_without_state_a_lane_still_cannot_change_its_shards(copied: OnDisk, shards: int) -> None:
+    note_dropped(copied.root)
+    lose_state(copied)
+    before = picture(copied.root / "wal")
+    recorder = Recorder()
+    with pytest.raises(wb.ConfigError, match=rf"'put' was made with 2 shards and is opened with {shards}"):
+        wb.Engine.open(copied.root, lanes={"put": wb.Lane(recorder, shards=shards)}, settings=STATE_SETTINGS)
+    assert (recorder.applied, picture(copied.root / "wal")) == ([], before)
+    assert remembered_lanes(copied.root)["put"].shards == 2
+    deliver_all(copied)
+
+
+def test_a_lane_that_is_not_named_keeps_the_shards_that_compactions_noted(copied: OnDisk) -> None:
+    note_dropped(copied.root)
+    lose_state(copied)
+    with wb.Engine.open(copied.root, lanes={"other": wb.Lane(None)}, settings=STATE_SETTINGS) as engine:
+        assert engine.stats().pending == len(copied.pending)
+    assert len(checkpoint_of(copied.root).lanes["put"].shards) == 2
+    _, recorder = deliver_all(copied)
+    assert set(recorder.lsns) == copied.pending
+
+
+def test_what_was_noted_of_an_only_shard_is_passed_over_by_each_of_several(copied: OnDisk) -> None:
+    """A lane that nobody named while state/ was lost is held with one shard, whatever it had."""
+    settled = LaneMark(shards=(Mark(watermark=min(copied.pending) - 1),))
+    note_dropped(copied.root, lanes={"put": settled})
+    lose_state(copied)
+    _, recorder = deliver_all(copied)
+    assert set(recorder.lsns) == copied.pending
 
 
 def test_damage_in_any_page_of_the_state_costs_delivery_again_and_nothing_else(

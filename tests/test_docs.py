@@ -1,14 +1,16 @@
 """The documents and the code say the same: recovery's tables, the format's offsets, the limits, links and names."""
 
 import ast
+import inspect
 import os
 import re
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields as fields_of
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,12 +18,12 @@ import pytest
 
 import walbatch as wb
 from tests.testing.installed import PLUGIN_OPTIONS
-from walbatch import limits
-from walbatch.core import frame, mark, recovery
+from walbatch import limits, metrics
+from walbatch.core import columns, frame, health, mark, recovery
+from walbatch.core.columns import Column
 from walbatch.core.frame import (
     Body,
     Codec,
-    Column,
     FrameType,
     SegmentHeader,
     decode_frame_header,
@@ -36,7 +38,8 @@ from walbatch.core.recovery import (
     make_plan,
 )
 from walbatch.core.scanner import SegmentScan
-from walbatch.storage import envelope, layout
+from walbatch.engine.engine import CHANGEABLE
+from walbatch.storage import envelope, layout, letters
 from walbatch.types import Checkpoint
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -131,6 +134,12 @@ STORE_SITUATIONS: Final = {
     "S6": replace(SOUND, state_findings=("a finding",)),
     "S7": replace(SOUND, checkpoint=None),
     "S8": replace(SOUND, segments=(replace(SEGMENT, scan=replace(SCAN, last_lsn=2**63 - 9)),)),
+    "S9": replace(SOUND, superseded=(1,)),
+    "S10": replace(
+        SOUND,
+        checkpoint=None,
+        segments=(replace(SEGMENT, header=replace(HEADER, flags=frame.SEGMENT_COMPACTED)),),
+    ),
 }
 
 
@@ -220,12 +229,16 @@ STRUCTS: Final[dict[str, tuple[str, list[tuple[int, int]]]]] = {
             (limits.FRAME_HEADER_BYTES - CRC, CRC),
         ],
     ),
-    "body header": ("1 to 64", fields(frame._BODY)),
-    "directory entry": ("see below; each at most once, unknown ones are refused", fields(frame._COLUMN)),
+    "body header": ("1 to 64", fields(columns._BODY)),
+    "directory entry": (
+        "see below; each at most once, unknown ones are a newer format",
+        fields(columns._COLUMN),
+    ),
     "trailer": ("where the SEAL frame starts in the file", fields(frame._TRAILER)),
     "footer": ("last LSN of the segment", fields(frame._FOOTER)),
     "envelope": ("`57 42 73 74` (`WBst`)", fields(envelope._HEADER)),
     "checkpoint": ("grows by one with each checkpoint", fields(envelope._CHECKPOINT)),
+    "letter": ("when it was given up", fields(letters._BODY)),
     "mark": ("`57 42 6d 6b` (`WBmk`)", fields(mark._HEADER)),
 }
 
@@ -324,8 +337,13 @@ def test_types_flags_and_columns_are_those_of_the_code() -> None:
     assert {row["name"]: int(row["flag"]) for row in flags} == {
         name.removeprefix("FLAG_"): value for name, value in vars(frame).items() if name.startswith("FLAG_")
     }
-    columns = table("format.md", "id", "column", "left out where", "limit of an element", first="1")
-    assert [int(row["id"]) for row in columns] == [member.value for member in Column]
+    documented = table("format.md", "id", "column", "left out where", "limit of an element", first="1")
+    assert [int(row["id"]) for row in documented] == [member.value for member in Column]
+    bits = table("format.md", "bit", "segment", "meaning", first="1")
+    assert {row["segment"]: int(row["bit"]) for row in bits} == {
+        name.removeprefix("SEGMENT_"): getattr(frame, name)
+        for name in ("SEGMENT_COMPACTED", "SEGMENT_OPTIONS")
+    }
 
 
 def amount(text: str) -> int:
@@ -521,41 +539,7 @@ def test_the_backend_of_the_document_keeps_the_contracts(tmp_path: Path) -> None
     assert "skipped" not in done.stdout
 
 
-SIZES: Final = {"GiB": limits.GIB, "MiB": limits.MIB, "KiB": limits.KIB}
-
-
-def shown(name: str, value: object) -> str:
-    """A default as the tables write it."""
-    if value is None:
-        return "none"
-    if isinstance(value, str):
-        return f'"{value}"'
-    if "bytes" in name and isinstance(value, int):
-        unit, size = next((unit, size) for unit, size in SIZES.items() if value % size == 0)
-        return f"{value // size} {unit}"
-    if isinstance(value, int | float):
-        unit = next((f" {unit}" for unit in ("ms", "s") if name.endswith(f"_{unit}")), "")
-        return f"{value:,g}{unit}"
-    return f"{type(value).__name__}()"
-
-
-@pytest.mark.parametrize(
-    "made", [wb.Lane(), wb.Trigger(), wb.RetryPolicy(), wb.Settings()], ids=lambda made: type(made).__name__
-)
-def test_defaults_are_those_of_the_code(made: Any) -> None:
-    name = type(made).__name__
-    (rows,) = (rows for rows in tables("backends.md") if f"`{name}`" in rows[0])
-    documented = {plain(row[f"`{name}`"]): plain(row["default"]) for row in rows}
-    assert documented == {
-        field.name: shown(field.name, getattr(made, field.name)) for field in fields_of(made)
-    }
-
-
-def test_the_report_of_a_close_and_the_errors_are_those_of_the_code() -> None:
-    (report,) = (rows for rows in tables("backends.md") if "`CloseReport`" in rows[0])
-    assert [plain(row["`CloseReport`"]) for row in report] == [
-        field.name for field in fields_of(wb.CloseReport)
-    ]
+def test_the_errors_are_those_of_the_code() -> None:
     named = {
         plain(row["error"]) for row in table("backends.md", "error", "what to do", first="`WalbatchError`")
     }
@@ -563,6 +547,137 @@ def test_the_report_of_a_close_and_the_errors_are_those_of_the_code() -> None:
     assert named == {
         member.__name__ for member in public if isinstance(member, type) and issubclass(member, Exception)
     }
+
+
+# --- engine.md ----------------------------------------------------------------------------------------------------
+
+CALLED: Final[tuple[type, ...]] = (wb.Engine, wb.Ticket, wb.AsyncEngine, wb.AsyncTicket)
+VALUES: Final[tuple[type, ...]] = (
+    wb.DeadLetter, wb.CloseReport, wb.EngineStats, wb.LaneStats, wb.ShardStats, wb.BatchStats, metrics.CutStats,
+    metrics.Spread, metrics.ControllerStats, wb.Health, wb.HealthReason,
+)  # fmt: skip
+CHOICES: Final[tuple[type[StrEnum], ...]] = (wb.OperationStatus, metrics.HealthCheck)
+
+
+def engine_table(owner: type) -> list[Row]:
+    """The one table of engine.md that is headed by the name of the class."""
+    (rows,) = (rows for rows in tables("engine.md") if f"`{owner.__name__}`" in rows[0])
+    return rows
+
+
+def engine_names(owner: type) -> list[str]:
+    return [plain(row[f"`{owner.__name__}`"]) for row in engine_table(owner)]
+
+
+def written(name: str, method: Callable[..., object]) -> str:
+    """A method as the page writes it: without types, and with `await` where that is needed."""
+    signature = inspect.signature(method)
+    parameters = [
+        each.replace(annotation=each.empty)
+        for each in signature.parameters.values() if each.name not in {"self", "cls"}
+    ]  # fmt: skip
+    text = str(signature.replace(parameters=parameters, return_annotation=signature.empty))
+    return "await " * inspect.iscoroutinefunction(method) + name + text.replace("'", '"')
+
+
+def public(owner: type) -> set[str]:
+    """The public methods, as they are called, and the public attributes, those of an instance included."""
+    methods_ = {
+        name: value for name, value in inspect.getmembers(owner, callable) if not name.startswith("_")
+    }
+    source = inspect.getsource(owner.__init__)  # type: ignore[misc]  # read, not called
+    others = {name for name in dir(owner) if not name.startswith("_")} - {*methods_}
+    others |= set(re.findall(r"self\.([a-z]\w*)(?:: [^=]+)? = ", source))
+    return others | {written(name, value) for name, value in methods_.items()}
+
+
+@pytest.mark.parametrize("owner", CALLED, ids=lambda owner: owner.__name__)
+def test_every_method_stands_there_as_it_is_called(owner: type) -> None:
+    names = engine_names(owner)
+    assert len(names) == len(set(names))
+    assert set(names) == public(owner)
+
+
+@pytest.mark.parametrize("owner", VALUES, ids=lambda owner: owner.__name__)
+def test_every_field_stands_there_in_the_order_of_the_code(owner: Any) -> None:
+    computed = [name for name, value in vars(owner).items() if isinstance(value, property)]
+    assert engine_names(owner) == [*(field.name for field in fields_of(owner)), *computed]
+
+
+@pytest.mark.parametrize("owner", VALUES, ids=lambda owner: owner.__name__)
+def test_a_time_or_a_number_of_bytes_says_so(owner: Any) -> None:
+    """The unit is the one that the name of the field says."""
+    rows = engine_table(owner)
+    if "unit" not in rows[0]:
+        assert not [field.name for field in fields_of(owner) if re.match("int|float", str(field.type))]
+        return
+    for name, row in zip(engine_names(owner), rows, strict=True):
+        assert row["unit"] == "s" or not re.search(r"_s$|_s_|seconds", name), name
+        assert row["unit"] == "bytes" or not re.search(r"bytes", name), name
+        assert row["unit"] == "LSN" or not re.search(r"lsn$", name), name
+
+
+@pytest.mark.parametrize("owner", CHOICES, ids=lambda owner: owner.__name__)
+def test_every_choice_stands_there(owner: type[StrEnum]) -> None:
+    assert sorted(engine_names(owner)) == sorted(owner)
+
+
+def test_every_option_of_an_operation_stands_there() -> None:
+    (rows,) = (rows for rows in tables("engine.md") if "option" in rows[0])
+    options = {*inspect.signature(wb.Engine.submit_nowait).parameters} - {"self", "kind", "key", "payload"}
+    assert {plain(row["option"]) for row in rows} == options
+
+
+def test_a_method_or_field_without_a_line_would_be_noticed() -> None:
+    class Longer(wb.Engine):
+        def louder(self, kind: str, *, by: int = 1) -> None:
+            """Not on the page."""
+
+    assert {*public(Longer)} - {*engine_names(wb.Engine)} == {"louder(kind, *, by=1)"}
+
+
+def test_every_line_says_something() -> None:
+    for owner in (wb.Engine, wb.Ticket, *VALUES, *CHOICES):
+        assert [row for row in engine_table(owner) if not "".join([*row.values()][1:])] == []
+
+
+def test_what_configure_may_change_is_what_the_code_lets_through() -> None:
+    (listed,) = re.findall(
+        r"^### What `configure` may change\n\n(.*?)\.", read("engine.md"), re.DOTALL | re.MULTILINE
+    )
+    assert set(re.findall(r"`(\w+)`", listed)) == CHANGEABLE
+
+
+def test_the_limits_of_the_checks_of_health_are_those_of_the_code() -> None:
+    rows = {
+        plain(row["`HealthCheck`"]): f"{row['degraded']}; {row['failing']}"
+        for row in engine_table(metrics.HealthCheck)
+    }
+    said = {
+        "memory": (f"{health.MEMORY_DEGRADED:.0%}", f"{health.MEMORY_FAILING:.0%}"),
+        "disk": (f"{health.DISK_DEGRADED:.0%}", f"{health.DISK_FAILING:.0%}"),
+        "dead letters": (f"{health.DEAD_LETTERS_DEGRADED:.0%}",),
+        "abandoned": (f"{health.ABANDONED_DEGRADED * limits.ABANDONED_MAX:.0f}", f"{limits.ABANDONED_MAX}"),
+        "sync": (f"{health.SYNC_S_MAX:g} s", f"{health.SYNCS_MIN} syncs"),
+        "clock": (f"{health.CLOCK_JUMP_S:g} s", f"{health.CLOCK_JUMP_SHOWN_S / 60:g} minutes"),
+        "failures": (f"{health.FAILURES_MAX}",),
+        "growing": (f"{health.GROWTH_MIN:,}",),
+    }
+    assert (health.TREND_S, health.GROWTH_SHARE, health.NONSENSE_MAX) == (60, 0.1, 1), (
+        "a minute, a tenth, the last answer"
+    )
+    for check, figures in said.items():
+        numbers = re.findall(r"\d[\d,.]*(?: s\b| syncs| minutes|%)?", rows[check].replace(" %", "%"))
+        assert {*figures} <= {*numbers}, check
+
+
+def test_the_example_of_the_engine_runs_as_it_stands_and_prints_what_it_says(tmp_path: Path) -> None:
+    (example,) = re.findall(
+        r"^```python\n# engine\.py\n(.*?)^```", read("engine.md"), re.DOTALL | re.MULTILINE
+    )
+    done = run_python(tmp_path, "-c", example)
+    assert done.stdout.splitlines() == re.findall(r"print\(.*\)  # (.+)$", example, re.MULTILINE), done.stderr
+    assert done.returncode == 0
 
 
 # --- all documents -----------------------------------------------------------------------------------------------

@@ -356,7 +356,7 @@ def test_an_interval_lane_acknowledges_before_the_sync_and_delivers_after_it(tmp
         assert ticket.durable
         assert ticket.durability == "interval"
         assert ticket.result(timeout=30) is None
-        calls = [call for call, path in fs.calls if ".seg" in path]
+        calls = [call for call, path in fs.calls if ".seg" in path and call in {"write", "datasync"}]
         assert calls[:2] == ["write", "datasync"]
     assert recorder.lsns == [1]
 
@@ -392,6 +392,17 @@ def test_a_transactional_backend_that_covers_what_it_refuses_stops_the_engine(tm
     report = engine.close()
     assert report.remaining == 1
     assert report.reason.startswith("failed")
+    backend.mark = wb.Mark(epoch=backend.mark.epoch, watermark=1)  # as it was stored
+    backend.answer = None
+    with open_engine(tmp_path, backend) as engine:
+        engine.flush(timeout=30)
+        (letter,) = engine.dead_letters()
+        assert (letter.lsn, letter.reason) == (1, wb.DeathReason.LEFT_OUT)
+        assert engine.status(1) is wb.OperationStatus.DEAD
+        assert engine.stats().unaccounted == 0
+        assert engine.requeue() == 1
+        engine.flush(timeout=30)
+    assert backend.lsns[-1] > 1, "it is applied after all"
 
 
 def test_a_mark_beyond_the_log_means_an_older_copy_and_is_refused(tmp_path: Path) -> None:
@@ -564,7 +575,7 @@ def test_a_forked_child_cannot_use_the_engine_and_does_not_keep_its_lock(tmp_pat
 
 def test_close_drains_what_was_accepted_and_refuses_what_comes_later(tmp_path: Path) -> None:
     recorder = Recorder()
-    engine = open_engine(tmp_path, recorder, trigger=wb.Trigger(linger_ms=3_600_000))
+    engine = open_engine(tmp_path, recorder, trigger=wb.Trigger(count=1_000, linger_ms=3_600_000))
     engine.submit_many("put", [(b"k", b"")] * 100)
     report = engine.close()
     assert report.reason == "drained"
@@ -576,14 +587,31 @@ def test_close_drains_what_was_accepted_and_refuses_what_comes_later(tmp_path: P
 
 
 def test_close_gives_up_draining_at_its_timeout_and_loses_nothing(tmp_path: Path) -> None:
+    go = threading.Event()
+
+    def slow(batch: wb.Batch) -> None:
+        go.wait(30)
+        raise OSError("down")
+
+    engine = open_engine(tmp_path, slow)
+    engine.submit_many("put", [(b"k", b"")] * 10)
+    threading.Timer(0.3, go.set).start()
+    report = engine.close(timeout=0.1)
+    assert report.reason == "timeout"
+    assert report.remaining == 10
+    assert drain(tmp_path).lsns == list(range(1, 11))
+
+
+def test_close_does_not_wait_for_an_open_breaker_and_loses_nothing(tmp_path: Path) -> None:
     def down(batch: wb.Batch) -> None:
         raise OSError("down")
 
     engine = open_engine(tmp_path, down)
     engine.submit_many("put", [(b"k", b"")] * 10)
-    report = engine.close(timeout=0.1)
-    assert report.reason == "timeout"
+    report = engine.close(timeout=30)
+    assert report.reason.startswith("drained, except for")
     assert report.remaining == 10
+    assert report.elapsed_s < 20
     assert drain(tmp_path).lsns == list(range(1, 11))
 
 

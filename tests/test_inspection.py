@@ -14,13 +14,17 @@ from pathlib import Path
 import pytest
 
 import walbatch as wb
+from tests.fates import make_fates, requeue_half
+from tests.storage.states import flip as flip_value
+from tests.storage.states import tamper
 from tests.stores import PAYLOAD_BYTES, TINY, Made, deliver, flip, make_store, picture
 from tests.support import FAST, Recorder
 from walbatch import inspection, limits
 from walbatch.core.checksum import crc32c
 from walbatch.errors import ConfigError, CorruptionError, StorageError, StoreLocked, UnsupportedFormat
-from walbatch.inspection import find_store, look, operations, remembered_lanes
+from walbatch.inspection import dead_letters, find_store, look, operations, remembered_lanes
 from walbatch.storage.filesystem import RealFileSystem
+from walbatch.storage.lsnkeys import key_of
 
 SECTOR = limits.SECTOR_BYTES
 
@@ -84,7 +88,7 @@ def test_the_audit_checks_every_crc_with_the_second_implementation(
 ) -> None:
     made = make_store(tmp_path / "q", count=4)
     assert look(made.path, full=True, audit=True).problems == ()
-    monkeypatch.setattr(inspection, "crc32c_audit", lambda data, seed: 7)
+    monkeypatch.setattr(inspection.tally, "crc32c_audit", lambda data, seed: 7)
     problems = look(made.path, full=True, audit=True).problems
     frames = look(made.path, full=True).frames
     assert len(problems) == 2 * frames + len(made.segments), (
@@ -139,6 +143,58 @@ def test_operations_before_damage_are_shown_before_it_is_reported(tmp_path: Path
         found.extend(operation.lsn for operation in operations(made.path))
     assert found == list(range(1, 10))
     assert caught.value.offset == SECTOR
+
+
+# --- what was given up -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lock", [True, False], ids=["locked", "unlocked"])
+def test_what_was_given_up_is_not_pending_although_no_checkpoint_knows(tmp_path: Path, lock: bool) -> None:
+    made = make_fates(tmp_path / "q")
+    found = look(made.path, full=True, lock=lock).store
+    assert found.pending == len(made.pending)
+    assert {kind: lane.pending for kind, lane in found.lanes.items()} == {"put": 10, "log": 9}
+    assert found.passed_over == len(made.dead) + len(made.cancelled)
+    before = found.settled_lsn
+    assert before == 0, "or else this proves nothing"
+
+
+def test_what_was_given_up_is_shown_as_settled(tmp_path: Path) -> None:
+    made = make_fates(tmp_path / "q")
+    assert {found.lsn for found in operations(made.path, pending_only=True)} == made.pending
+    assert {found.lsn for found in operations(made.path) if found.settled} == made.dead | made.cancelled
+
+
+def test_the_next_opening_delivers_what_a_look_calls_pending(tmp_path: Path) -> None:
+    made = make_fates(tmp_path / "q")
+    pending = {found.lsn for found in operations(made.path, pending_only=True)}
+    assert {lsn for lsn, _, _ in deliver(made.path, kinds={"put": 2, "log": 2})} == pending
+
+
+def test_what_was_given_up_and_checkpointed_is_not_counted_twice(tmp_path: Path) -> None:
+    made = make_fates(tmp_path / "q")
+    deliver(made.path, kinds={"put": 2})
+    found = look(made.path, full=True).store
+    assert (found.pending, found.lanes["put"].pending, found.lanes["log"].pending) == (9, 0, 9)
+
+
+def test_an_operation_whose_letter_is_damaged_is_pending_as_long_as_the_log_has_it(tmp_path: Path) -> None:
+    made = make_fates(tmp_path / "q")
+    tamper(made.path / "state", "letters", key_of(2), flip_value)
+    assert {found.lsn for found in operations(made.path, pending_only=True)} == made.pending | {2}
+    found = look(made.path, full=True).store
+    assert found.pending == len(made.pending) + 1
+    assert {lsn for lsn, _, _ in deliver(made.path, kinds={"put": 2, "log": 2})} == made.pending | {2}
+
+
+def test_a_letter_that_was_submitted_again_is_no_letter_any_more(tmp_path: Path) -> None:
+    made = make_fates(tmp_path / "q")
+    requeue_half(tmp_path / "cut", 2, work=made.path)
+    before = picture(tmp_path / "cut")
+    assert [letter.lsn for letter in dead_letters(tmp_path / "cut")[0]] == [5]
+    assert picture(tmp_path / "cut") == before
+    with wb.Engine.open(tmp_path / "cut", lanes={"put": wb.Lane(None, shards=2)}, settings=TINY) as engine:
+        assert [letter.lsn for letter in engine.dead_letters()] == [5]
 
 
 # --- it leaves no trace ----------------------------------------------------------------------------------------------

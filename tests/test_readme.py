@@ -16,10 +16,11 @@ from walbatch import limits
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_the_example_runs_as_it_stands(tmp_path: Path) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    example = EXAMPLES[0]
     assert len(example.strip().splitlines()) <= 24
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", example],
@@ -35,8 +36,26 @@ def test_the_example_runs_as_it_stands(tmp_path: Path) -> None:
     assert (tmp_path / "blocks" / "shard-003").is_dir()
 
 
+@pytest.mark.parametrize("number", range(1, len(EXAMPLES)))
+def test_a_snippet_runs_as_it_stands_and_prints_what_it_says(tmp_path: Path, number: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", EXAMPLES[number]], cwd=tmp_path, capture_output=True, text=True, check=False,
+        timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == re.findall(r"^ *print\(.*\)  # (.+)$", EXAMPLES[number], re.MULTILINE)
+    assert done.stdout
+
+
 def test_the_limits_are_the_codes() -> None:
     text = " ".join(README.split())
+    assert limits.IDEMPOTENCY_KEY_BYTES_MAX == 256
+    assert "Idempotency key 256 bytes, a million in a window" in text
+    assert limits.IDEMPOTENCY_KEYS_MAX == 1_000_000
+    assert f"{limits.DEAD_LETTERS_MAX:,} dead letters of 256 MiB" in text
+    assert limits.DEAD_LETTER_BYTES_MAX == 256 * 2**20
+    assert f"({wb.Settings().dead_letters_max:,} and 64 MiB unless set)" in text
+    assert wb.Settings().dead_letter_bytes_max == 64 * 2**20
     assert limits.KEY_BYTES_MAX == 4 * 1024
     assert "Key 4 KiB" in text
     assert limits.PAYLOAD_BYTES_MAX == 16 * 2**20

@@ -17,16 +17,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from walbatch import limits
+from walbatch.core.columns import Columns, encode_body
 from walbatch.core.frame import (
     EMPTY_BODY,
     FLAG_CLEAN,
     FLAG_COPIED,
     FLAG_LOST,
     Codec,
-    Columns,
     FrameType,
     SegmentHeader,
-    encode_body,
     encode_frame_header,
     frame_seed,
 )
@@ -387,7 +386,7 @@ class Golden:
         proven = max([self.header.prev_last_lsn, *(frame["synced_lsn"] for frame in self.frames)])
         return {
             "file": f"wal/{self.path.name}",
-            "header": {**asdict(self.header), "store": STORE.hex()},
+            "header": fields_of(self.header),
             "frames": self.frames,
             "last_lsn": self.writer.last_lsn,
             "proven_lsn": proven,
@@ -401,6 +400,14 @@ class Golden:
             ],
             "torn": self.torn,
         }
+
+
+def fields_of(header: SegmentHeader) -> dict[str, Any]:
+    """A header in the form of the JSON, where no flags are left out."""
+    fields = {**asdict(header), "store": STORE.hex()}
+    if not header.flags:
+        del fields["flags"]
+    return fields
 
 
 def columns_of(rows: Sequence[Row]) -> Columns:

@@ -19,6 +19,9 @@ from tools.environment import PYTHON, ROOT, fail, install
 DEFAULT_FRACTION = 0.1
 """Of the trace: under a minute on two cores."""
 
+MARKER = "made-by-walbatch-quickstart"
+"""The file in a work folder that tells it from a folder with files of the user's."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
@@ -29,7 +32,9 @@ def main() -> None:
         help="part of the trace to replay, 0 to 1 (default %(default)s)",
     )
     parser.add_argument(
-        "--dir", default=str(ROOT / "quickstart"), help="work folder, emptied first (default ./quickstart)"
+        "--dir",
+        default=str(ROOT / "quickstart"),
+        help="work folder: new, empty, or made by this program before (default ./quickstart)",
     )
     parser.add_argument("--shards", type=int, default=4, help="LMDB shards (default %(default)s)")
     arguments = parser.parse_args()
@@ -37,13 +42,14 @@ def main() -> None:
         parser.error("--fraction must be above 0 and at most 1")
     if not 1 <= arguments.shards <= 256:
         parser.error("--shards must be from 1 to 256")
+    work = claim(Path(arguments.dir).resolve())
     install(development=False)
     replay = [str(PYTHON), str(ROOT / "tools" / "replay.py"), "show"]
     options = [
         "--fraction",
         str(arguments.fraction),
         "--dir",
-        str(Path(arguments.dir).resolve()),
+        str(work),
         "--shards",
         str(arguments.shards),
     ]
@@ -53,6 +59,22 @@ def main() -> None:
         fail("interrupted")
     if code != 0:
         fail(f"the replay ended with exit code {code}")
+
+
+def claim(folder: Path) -> Path:
+    """Where to work in `folder`: what stands there is deleted, and nothing else. Refuses a folder that is the user's own."""
+    marker = folder / MARKER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not marker.exists():
+            if any(folder.iterdir()):
+                fail(
+                    f"{folder} is not empty, and this program did not make it: nothing was changed; name a new folder with --dir"
+                )
+            marker.write_text("tools/quickstart.py works in run/ beside this file, and deletes it first.\n")
+    except OSError as error:
+        fail(f"{folder} cannot be the work folder ({error.strerror}): name another one with --dir")
+    return folder / "run"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import os
 import threading
 import weakref
@@ -21,9 +22,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from walbatch.config import Lane, Settings
 from walbatch.engine import Engine, Environment, Payload
 from walbatch.errors import DurabilityUnknown, Overloaded, ResultTimeout
-from walbatch.metrics import CloseReport, EngineStats
+from walbatch.metrics import CloseReport, EngineStats, Health
 from walbatch.runtime.ticket import Promise, Ticket
-from walbatch.types import PRIORITY_NORMAL
+from walbatch.types import PRIORITY_NORMAL, DeadLetter, OperationStatus, When
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -157,7 +158,7 @@ class AsyncTicket:
         _, settled = self._ticket.promises
         if not await self._waiting.wait(settled, timeout):
             raise ResultTimeout(
-                f"operation {self.lsn} of lane {self.lane!r} is not settled after {timeout} s; it goes on"
+                f"operation {self.lsn} of lane {self.lane!r} is not settled after {timeout} s; it goes on{self._ticket.obstacle}"
             )
         return settled.take()
 
@@ -214,41 +215,59 @@ class AsyncEngine:
         payload: Payload = b"",
         priority: int = PRIORITY_NORMAL,
         timeout: float | None = 30.0,
+        idempotency_key: Payload = b"",
+        not_before: When = None,
+        deadline: When = None,
     ) -> AsyncTicket:
         """Submit one operation; returns when it is durable in its lane's sense.
 
-        `timeout` bounds the wait for room, in seconds.
+        `timeout` bounds the wait for room, in seconds. The other options are those of `Engine.submit`.
 
         If the task is cancelled while it waits, the operation may or may not have been accepted. Raises as
         `Engine.submit`.
         """
-        ticket = await self._accepted(kind, key, payload, priority, timeout)
+
+        def submit() -> Ticket:
+            return self.engine.submit_nowait(
+                kind, key=key, payload=payload, priority=priority, idempotency_key=idempotency_key, not_before=not_before,
+                deadline=deadline,
+            )  # fmt: skip
+
+        ticket = await self._accepted(submit, timeout)
         awaited = AsyncTicket(ticket, self._waiting)
         if ticket.promises[0] is not None:
             await awaited.wait_durable()
         return awaited
 
-    async def _accepted(
-        self, kind: str, key: Payload, payload: Payload, priority: int, timeout: float | None
-    ) -> Ticket:
+    async def _accepted(self, submit: Callable[[], Ticket], timeout: float | None) -> Ticket:
         """The ticket, once there was room for the operation."""
         loop = asyncio.get_running_loop()
         deadline = None if timeout is None else loop.time() + timeout
         while True:
             try:
-                return self.engine.submit_nowait(kind, key=key, payload=payload, priority=priority)
+                return submit()
             except Overloaded:
                 if deadline is not None and loop.time() >= deadline:
                     raise
             await asyncio.sleep(ROOM_POLL_S)
 
     def submit_nowait(
-        self, kind: str, *, key: Payload, payload: Payload = b"", priority: int = PRIORITY_NORMAL
+        self,
+        kind: str,
+        *,
+        key: Payload,
+        payload: Payload = b"",
+        priority: int = PRIORITY_NORMAL,
+        idempotency_key: Payload = b"",
+        not_before: When = None,
+        deadline: When = None,
     ) -> AsyncTicket:
-        """As `Engine.submit_nowait`. Never blocks the loop."""
-        return AsyncTicket(
-            self.engine.submit_nowait(kind, key=key, payload=payload, priority=priority), self._waiting
-        )
+        """As `Engine.submit_nowait`. Does not wait for the disk."""
+        ticket = self.engine.submit_nowait(
+            kind, key=key, payload=payload, priority=priority, idempotency_key=idempotency_key, not_before=not_before,
+            deadline=deadline,
+        )  # fmt: skip
+        return AsyncTicket(ticket, self._waiting)
 
     async def submit_many(
         self,
@@ -290,9 +309,46 @@ class AsyncEngine:
         """As `Engine.resume`."""
         self.engine.resume(kind)
 
+    def configure(self, kind: str, **changes: Any) -> Lane:
+        """As `Engine.configure`."""
+        return self.engine.configure(kind, **changes)
+
     def stats(self) -> EngineStats:
         """As `Engine.stats`."""
         return self.engine.stats()
+
+    def health(self) -> Health:
+        """As `Engine.health`."""
+        return self.engine.health()
+
+    async def cancel(self, lsn: int) -> bool:
+        """As `Engine.cancel`, in a thread. Cancelling the task does not undo it."""
+        return await _in_thread("walbatch-await-cancel", lambda: self.engine.cancel(lsn))
+
+    async def status(
+        self, lsn: int | None = None, *, kind: str | None = None, idempotency_key: Payload = b""
+    ) -> OperationStatus:
+        """As `Engine.status`, in a thread."""
+        return await _in_thread(
+            "walbatch-await-status",
+            lambda: self.engine.status(lsn, kind=kind, idempotency_key=idempotency_key),
+        )
+
+    async def dead_letters(self, kind: str | None = None) -> list[DeadLetter]:
+        """As `Engine.dead_letters`, in a thread."""
+        return await _in_thread("walbatch-await-letters", lambda: self.engine.dead_letters(kind))
+
+    async def requeue(self, lsns: Iterable[int] | None = None, *, per_second: float = 100.0) -> int:
+        """As `Engine.requeue`, in a thread, which goes on to its end if the task is cancelled."""
+        wanted = None if lsns is None else list(lsns)
+        return await _in_thread(
+            "walbatch-await-requeue", lambda: self.engine.requeue(wanted, per_second=per_second)
+        )
+
+    async def drop(self, lsns: Iterable[int]) -> int:
+        """As `Engine.drop`, in a thread."""
+        wanted = list(lsns)
+        return await _in_thread("walbatch-await-drop", lambda: self.engine.drop(wanted))
 
     async def close(self, *, drain: bool = True, timeout: float | None = 30.0) -> CloseReport:
         """As `Engine.close`, in a thread; not interrupted by cancelling the task."""
@@ -355,5 +411,7 @@ async def _in_thread(name: str, function: Callable[[], _T]) -> _T:
         with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
             loop.call_soon_threadsafe(settle, result, error)
 
-    threading.Thread(target=run, name=name, daemon=True).start()
+    # In the caller's context, by which an engine knows that it is called from a backend.
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(run,), name=name, daemon=True).start()
     return await future

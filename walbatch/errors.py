@@ -101,3 +101,73 @@ class Fenced(WalbatchError):
 
 class BackendError(WalbatchError):
     """A backend answered with nonsense, or a backend URL cannot be opened. Correct the backend."""
+
+
+# --- what a backend may raise, speaking for the whole batch --------------------------------------------------------
+
+
+class BatchFailure(WalbatchError):
+    """Base of what a backend raises to say why a batch was not applied. Nothing of the batch may have taken effect.
+
+    `after` is the shortest wait in seconds before the next try.
+    """
+
+    after: float = 0.0  # also of a class derived from it whose `__init__` does not call ours
+
+    def __init__(self, message: str = "", *, after: float = 0.0) -> None:
+        self.after = after
+        super().__init__(message or type(self).__name__)
+
+
+class RetryBatch(BatchFailure):
+    """Try the batch again. No operation of it is to blame: none loses an attempt."""
+
+
+class Throttled(BatchFailure):
+    """The backend asks for less. The batch is tried again, with fewer batches in flight."""
+
+
+class BatchTooLarge(BatchFailure):
+    """The batch exceeds what the backend takes at once: `count` operations or `bytes` (None: unknown). It is cut smaller."""
+
+    count: int | None = None
+    bytes: int | None = None
+
+    def __init__(
+        self, message: str = "", *, count: int | None = None, bytes: int | None = None, after: float = 0.0
+    ) -> None:
+        self.count = count
+        self.bytes = bytes
+        super().__init__(message, after=after)
+
+
+class BatchRejected(BatchFailure):
+    """Some operation of the batch can never be applied: it is searched for by splitting, and becomes a dead letter."""
+
+
+class BackendBroken(BatchFailure):
+    """Nothing can be applied until somebody repairs something (wrong credentials, say): the shard stops and keeps its work."""
+
+
+# --- how an operation ended, where it was not applied --------------------------------------------------------------
+
+
+class OperationDead(WalbatchError):
+    """The operation was given up and is kept as a dead letter: see `Engine.dead_letters`, requeue it or drop it."""
+
+    def __init__(self, lsn: int | None, reason: str, error: str) -> None:
+        self.lsn = lsn
+        self.reason = reason
+        self.error = error
+        super().__init__(
+            f"operation {lsn} was given up ({reason}): {error}. It is kept among the dead letters: see engine.dead_letters() or "
+            "'walbatch dlq', and requeue it when the cause is gone"
+        )
+
+
+class OperationCancelled(WalbatchError):
+    """The operation was cancelled before it was delivered."""
+
+    def __init__(self, lsn: int | None) -> None:
+        self.lsn = lsn
+        super().__init__(f"operation {lsn} was cancelled before it was delivered")

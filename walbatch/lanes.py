@@ -7,21 +7,31 @@ one argument of a submit.
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
 
 from walbatch import limits
-from walbatch.backends.function import as_backend
+from walbatch.backends.function import FunctionBackend, as_backend
 from walbatch.backends.urls import url_of
-from walbatch.config import Lane
-from walbatch.core.batcher import CutLimits
-from walbatch.core.frame import FrameError, FrameHeader, FrameType, SegmentHeader, decode_body
+from walbatch.config import Lane, Settings
+from walbatch.core.columns import decode_body
+from walbatch.core.frame import FrameError, FrameHeader, FrameType, SegmentHeader
 from walbatch.errors import ConfigError, CorruptionError, OperationTooLarge
 from walbatch.ports import Backend, FileSystem
 from walbatch.runtime.lane import LaneSetup
+from walbatch.storage.dropped import marks_for, noted_lanes
 from walbatch.storage.store import OpenStore, storage_errors
 from walbatch.storage.survey import survey
-from walbatch.types import PRIORITY_MAX, Durability, LaneMemory, Mark, Order
+from walbatch.types import PRIORITY_MAX, Durability, LaneMemory, Mark, Options, When
+
+_logger = logging.getLogger("walbatch")
+
+WALL_S_MIN: Final = 946_684_800
+"""The year 2000 in seconds since 1970: an earlier time was meant as seconds from now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +87,61 @@ def check_priority(priority: int) -> None:
         raise ConfigError(f"priority must be an int from 0 to {PRIORITY_MAX}, not {priority!r}")
 
 
-def check_lanes(lanes: Mapping[str, Lane]) -> None:
+def make_options(
+    kind: str, *, idempotency_key: object, not_before: When, deadline: When, wall_ns: int
+) -> Options:
+    """The options of an operation, checked. Raises ConfigError; a deadline must lie ahead."""
+    key = _to_bytes(kind, "idempotency_key", idempotency_key)
+    if len(key) > limits.IDEMPOTENCY_KEY_BYTES_MAX or key.startswith(b"\0"):
+        raise ConfigError(
+            f"lane {kind!r}: the idempotency key {key[:16]!r} must have at most {limits.IDEMPOTENCY_KEY_BYTES_MAX} bytes, and must "
+            "not begin with a zero byte"
+        )
+    options = Options(
+        not_before_ns=_wall_ns(kind, "not_before", not_before), deadline_ns=_wall_ns(kind, "deadline", deadline),
+        idempotency_key=key,
+    )  # fmt: skip
+    if options.deadline_ns and options.deadline_ns <= max(wall_ns, options.not_before_ns):
+        what = (
+            f"the operation must not be delivered before that (not_before is {not_before})"
+            if options.deadline_ns > wall_ns
+            else "it has passed"
+        )
+        raise ConfigError(
+            f"lane {kind!r}: the deadline {deadline} cannot be kept: {what}. Nothing was accepted"
+        )
+    return options
+
+
+def _wall_ns(kind: str, name: str, when: object) -> int:
+    if when is None:
+        return 0
+    if isinstance(when, datetime):
+        if when.tzinfo is None:
+            raise ConfigError(f"lane {kind!r}: {name} is a datetime without a time zone: give it one")
+        when = when.timestamp()
+    number = when if isinstance(when, (int, float)) and not isinstance(when, bool) else math.nan
+    if not WALL_S_MIN <= number < limits.WALL_S_MAX:
+        hint = ""
+        if 0 < number < WALL_S_MIN:
+            hint = f". Seconds since 1970: time.time() + {when}"
+        elif WALL_S_MIN * 1_000 <= number < limits.WALL_S_MAX * 1_000:
+            hint = ". Is it in milliseconds?"
+        raise ConfigError(
+            f"lane {kind!r}: {name} must be seconds since 1970 or a datetime, not {when!r}{hint}"
+        )
+    return int(number * 1_000_000_000)
+
+
+def check_settings(lanes: Mapping[str, Lane], settings: Settings) -> None:
     """Raise ConfigError with every problem of what `Engine.open` was given."""
+    problems: list[str] = []
+    if not isinstance(settings, Settings):
+        problems.append(f"settings must be a Settings, not {type(settings).__name__}: write Settings(...)")
     if not isinstance(lanes, Mapping):
-        raise ConfigError(f"lanes must be a mapping of kind to Lane, not {type(lanes).__name__}")
-    problems = []
+        problems.append(f"lanes must be a mapping of kind to Lane, not {type(lanes).__name__}")
+    if problems:
+        raise ConfigError(*problems)
     if not 0 < len(lanes) <= limits.KINDS_MAX:
         problems.append(f"{len(lanes)} lanes given, but a store has 1 to {limits.KINDS_MAX}")
     for name, lane in lanes.items():
@@ -97,29 +157,39 @@ def check_lanes(lanes: Mapping[str, Lane]) -> None:
             problems.append(
                 f"lane {name!r} must be a Lane, not {type(lane).__name__}; write Lane({type(lane).__name__}(...))"
             )
+        elif lane.trigger.bytes > settings.memory_bytes_max:
+            problems.append(
+                f"lane {name!r}: Trigger.bytes is {lane.trigger.bytes:,}, more than Settings.memory_bytes_max with "
+                f"{settings.memory_bytes_max:,}: no batch could become so large"
+            )
     if problems:
         raise ConfigError(*problems)
 
 
 def check_remembered(
-    lanes: Mapping[str, Lane], remembered: Mapping[str, LaneMemory], kinds: Collection[str]
+    lanes: Mapping[str, Lane],
+    remembered: Mapping[str, LaneMemory],
+    kinds: Collection[str],
+    noted: Mapping[str, LaneMemory],
 ) -> None:
     """Raise ConfigError where a lane is not what it was.
 
     Shards are stable for ever: a key must stay in the shard where its earlier operations went. A lane that was logged may have
-    operations in the log, which a lane with durability "none" would never read. `kinds` are those that the log is known to hold.
+    operations in the log, which a lane with durability "none" would never read. `kinds` are those that the log is known to
+    hold. `noted` are lanes as they were when operations of them were dropped: what state/ has lost, the log still knows.
     """
     problems = [
-        f"lane {name!r} was made with {memory.shards} shards and is opened with {lane.shards}: the number cannot change; open it "
-        f"with {memory.shards}, or use a new lane name"
+        f"lane {name!r} was made with {shards} shards and is opened with {lane.shards}: the number cannot change; open it "
+        f"with {shards}, or use a new lane name"
         for name, lane in lanes.items()
-        if (memory := remembered.get(name)) is not None and memory.shards != lane.shards
+        for shards in sorted({known[name].shards for known in (remembered, noted) if name in known})
+        if shards != lane.shards
     ]
     problems += [
         f"lane {name!r} was logged before and is opened with durability 'none', which would leave its operations in the log "
         "undelivered: use a new lane name"
         for name, lane in lanes.items()
-        if (name in remembered or name in kinds) and lane.durability is Durability.NONE
+        if (name in remembered or name in kinds or name in noted) and lane.durability is Durability.NONE
     ]
     count = len({*lanes, *remembered})
     if count > limits.KINDS_MAX:
@@ -140,12 +210,15 @@ def set_up(
     remembered: Mapping[str, LaneMemory],
     kinds: Iterable[str],
     opened: list[Backend],
+    snapshots: Mapping[tuple[str, int], bytes],
 ) -> list[LaneSetup]:
     """Open the backends (collected in `opened`), ask what they hold, describe every lane."""
     checkpoint = store.facts.checkpoint
     setups = []
+    noted = noted_lanes(store.facts.dropped)
+    unnamed = {kind: Lane(shards=noted[kind].shards if kind in noted else 1) for kind in sorted(kinds)}
     held = {name: Lane(shards=memory.shards) for name, memory in remembered.items()}
-    for name, lane in {**{kind: Lane() for kind in sorted(kinds)}, **held, **lanes}.items():
+    for name, lane in {**unnamed, **held, **lanes}.items():
         backend = None
         if lane.backend is not None:
             backend = as_backend(lane.backend)
@@ -167,13 +240,16 @@ def set_up(
             marks = [backend.applied_mark(shard) for shard in range(lane.shards)]  # type: ignore[union-attr]
             _check_marks(store, name, marks)
             initial = tuple(mark.union(held) for mark, held in zip(counted, marks, strict=True))
+        dropped = store.facts.dropped.lanes.get(name) if store.facts.dropped else None
+        if dropped is not None and (passed_over := marks_for(dropped, lane.shards)):
+            # Newer operations of a key may be gone from the log, so what is left of it must not be delivered again.
+            initial = tuple(mark.union(other) for mark, other in zip(initial, passed_over, strict=True))
         setups.append(
             LaneSetup(
-                name=name, backend=backend, transactional=transactional, shards=lane.shards, order=Order(lane.order),
-                durability=Durability(lane.durability),
-                cut_limits=CutLimits(count=lane.trigger.count, bytes=lane.trigger.bytes, linger_ns=lane.trigger.linger_ns),
-                retry_base_s=lane.retry.base_s, retry_ceiling_s=lane.retry.ceiling_s,
-                initial=tuple(initial) if logged else (Mark(),) * lane.shards, counted=tuple(counted),
+                name=name, backend=backend, transactional=transactional,
+                interruptible=getattr(backend, "interruptible", False) is True, settings=lane, counted=tuple(counted),
+                initial=tuple(initial) if logged else (Mark(),) * lane.shards,
+                snapshots=tuple(snapshots.get((name, shard)) for shard in range(lane.shards)),
             )
         )  # fmt: skip
     return setups
@@ -232,9 +308,18 @@ def trimmed_count(store: OpenStore) -> int:
 
 
 def close_backends(backends: Iterable[Backend]) -> None:
-    """Close every backend; one that fails must not keep the others open."""
+    """Close every backend; one that fails, whatever it raises, must not keep the others open."""
     for backend in backends:
         closer = getattr(backend, "close", None)
         if callable(closer):
-            with contextlib.suppress(Exception):
+            try:
                 closer()
+            except BaseException:
+                _logger.exception("closing %r failed; it counts as closed", backend)
+
+
+def await_end(backends: Iterable[Backend]) -> None:
+    """Wait until nothing runs that closed backends have left on their event loops, however long that takes."""
+    for backend in backends:
+        if isinstance(backend, FunctionBackend):
+            backend.has_ended(None)

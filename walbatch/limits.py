@@ -77,10 +77,43 @@ BATCH_COUNT_MAX: Final = 65_536
 BATCH_BYTES_MAX: Final = 256 * MIB
 
 RANGES_MAX: Final = 100_000
-"""Settled ranges of one shard in a mark or a checkpoint. Above it the oldest hole blocks further flushing of that
-shard until it closes: bounded, never dropped."""
+"""Settled ranges of one shard in a mark or a checkpoint."""
+
+WINDOW_COUNT_MAX: Final = 75_000
+"""Operations of one shard that may be settled in another order than theirs: each that waits can cost its mark a range. What is
+beyond stays in LSN order, so the oldest one that waits blocks it: bounded, never dropped. The other ranges are for urgent
+operations that were fetched ahead."""
 
 RETRY_DELAY_NS_MAX: Final = 3_600 * 10**9
+
+WALL_S_MAX: Final = 9_000_000_000
+"""Seconds since 1970: the year 2255, beyond which nanoseconds do not fit into a signed 64-bit number for much longer."""
+
+IDEMPOTENCY_KEY_BYTES_MAX: Final = 256
+"""A UUID, a hash or a path-like name; it stands in memory for as long as the window lasts."""
+
+IDEMPOTENCY_KEYS_MAX: Final = 1_000_000
+"""Keys of one window: at this bound the oldest is forgotten before its time. Each takes 240 bytes of memory beside the key itself,
+and half as much again until it is saved in state/; measured on CPython 3.11."""
+
+DEAD_LETTERS_MAX: Final = 100_000
+DEAD_LETTER_BYTES_MAX: Final = 256 * MIB
+"""Dead letters of a store. At either bound nothing more is given up: the shard that would has to wait, loudly."""
+
+ERROR_CHARS_MAX: Final = 2_000
+"""Text of an error that a dead letter keeps: some backends quote the whole batch."""
+
+CANCELLED_MAX: Final = 1_000_000
+"""Cancelled operations that the checkpoint does not cover yet."""
+
+CONTROLLER_BYTES_MAX: Final = 16 * KIB
+"""What a size controller may keep in state/."""
+
+ABANDONED_MAX: Final = 16
+"""Calls of backends that were given up and have not returned: each holds a thread. At the bound, shards wait."""
+
+COMPACTED_FACTOR: Final = 2
+"""The log takes at most this many times what is unsettled, and four segments."""
 SALVAGE_VOIDS_MAX: Final = 1_000_000
 
 SCAN_CHUNK_BYTES: Final = MIB
@@ -90,6 +123,7 @@ MARK_BYTES_MAX: Final = 64 + 16 * RANGES_MAX
 
 # --- relations that the rest of the code relies on ----------------------------------------------------------
 
+assert WINDOW_COUNT_MAX < RANGES_MAX
 assert FRAME_HEADER_BYTES < SECTOR_BYTES
 assert SEGMENT_BYTES_MIN % SECTOR_BYTES == 0
 assert PAYLOAD_BYTES_MAX + KEY_BYTES_MAX + 64 * KIB < FRAME_RAW_BYTES_MAX, (

@@ -7,10 +7,10 @@ storage layer turns them into the errors of `walbatch.errors`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from walbatch.types import Answer, Batch, Checkpoint, LaneMemory, Mark, Position
+from walbatch.types import Answer, Batch, Checkpoint, DeadLetter, KeyUse, LaneMemory, Mark, Options, Position
 
 # --- files ------------------------------------------------------------------------------------------------------
 
@@ -110,6 +110,8 @@ class DecodedFrame(Protocol):
     @property
     def last_lsn(self) -> int: ...
     @property
+    def wall_ns(self) -> int: ...
+    @property
     def kinds(self) -> Sequence[str]: ...
     @property
     def kind_indexes(self) -> Sequence[int]: ...
@@ -119,10 +121,13 @@ class DecodedFrame(Protocol):
     def keys(self) -> Sequence[bytes]: ...
     @property
     def payloads(self) -> Sequence[bytes]: ...
+    @property
+    def options(self) -> Sequence[Options]:
+        """Empty where no operation has any."""
 
 
 class Log(Protocol):
-    """One thread at a time appends (the leader), one reads frames, one trims; the three at once."""
+    """One thread at a time appends (the leader), one reads frames, one trims and compacts; the three at once."""
 
     def append(
         self,
@@ -134,8 +139,12 @@ class Log(Protocol):
         keys: Sequence[bytes],
         payloads: Sequence[bytes],
         synced_lsn: int,
+        options: Sequence[Options] = (),
     ) -> Position:
-        """Write one frame. Returns its position. Not durable until `sync`. May roll to a new segment first."""
+        """Write one frame. Returns its position. Not durable until `sync`. May roll to a new segment first.
+
+        `options` has one for each operation, or none at all.
+        """
 
     def sync(self) -> None:
         """Everything appended so far is durable when this returns. After an error nothing more may be appended."""
@@ -151,11 +160,25 @@ class Log(Protocol):
     def disk_bytes(self) -> int:
         """Bytes of all segments."""
 
-    def read_frame(self, position: Position, *, wanted: frozenset[str] | None = None) -> DecodedFrame | None:
+    def read_frame(
+        self,
+        position: Position,
+        *,
+        next_lsn: int,
+        wanted: frozenset[str] | None = None,
+        priority_min: int = 0,
+    ) -> DecodedFrame | None:
         """The first frame at or after `position` that holds an operation of a kind in `wanted` (None: any kind).
 
-        It may return a frame that holds none of them: wanted only allows skipping. None where the log ends.
+        With `priority_min`, one that also holds an operation of at least that priority, as far as footers tell.
+
+        `next_lsn`: the reader has passed every LSN below it. Where the segment was compacted since the position was handed out,
+        that is where it goes on. The frame may hold LSNs below it, and none of `wanted`: both only allow skipping. None where
+        the log ends.
         """
+
+    def position_of(self, lsn: int) -> Position:
+        """Where to begin to read for an LSN. At most a segment lies before its frame. From any thread."""
 
     @property
     def last_lsn(self) -> int:
@@ -165,18 +188,36 @@ class Log(Protocol):
     def checkpointed_lsn(self) -> int:
         """Up to where trimming was allowed."""
 
+    @property
+    def has_options(self) -> bool:
+        """Whether any operation may ever have had options: if not, nobody has to look for them."""
+
     def trim(self, lsn: int) -> int:
         """Remove sealed segments whose operations all have an LSN up to `lsn`. Returns how many. Names durable."""
+
+    def compact(self, covered: Checkpoint) -> bool:
+        """One step of compaction: rewrite closed segments without the operations that `covered` calls settled.
+
+        Both generations of the checkpoint must cover what `covered` does. It reads one segment at most, or a MiB of small ones.
+        Returns whether there may be more to do. A disk without room is no error.
+        """
 
 
 # --- state ----------------------------------------------------------------------------------------------------------
 
 
 class StateStore(Protocol):
-    """The checkpoint and the lanes' memory. Each save is durable when it returns. One thread at a time."""
+    """What a store keeps beside its log. Safe from any thread: calls are serialised inside.
+
+    Each save is one transaction, durable when it returns. It raises StorageError; with errno ENOSPC or EDQUOT (a full disk, or
+    a bound of `limits`) nothing was saved and the call may be made again, after any other every later save fails. Each load
+    returns what was found wrong too, one sentence each: damage is never an error.
+    """
+
+    # --- the checkpoint and the lanes ---
 
     def load_checkpoint(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest valid generation, and what was found wrong (one sentence each)."""
+        """The newest valid generation, and what was found wrong."""
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Replace the older of the two generations."""
@@ -186,6 +227,60 @@ class StateStore(Protocol):
 
     def save_lanes(self, lanes: Mapping[str, LaneMemory]) -> None:
         """Remember lanes (others stay as they are)."""
+
+    # --- operations that were given up: dead or cancelled ---
+
+    def load_letters(self) -> tuple[list[DeadLetter], list[str]]:
+        """The dead letters, by LSN, and what was found wrong."""
+
+    def bury(self, letters: Sequence[DeadLetter]) -> None:
+        """Keep dead letters, all or none; one with the LSN of an older one replaces it. Their LSNs are given up from now on."""
+
+    def unbury(self, lsns: Collection[int]) -> None:
+        """Remove dead letters; LSNs without one are passed over. All of them stay given up.
+
+        Many go in several transactions: after an error or a crash some may be left, to be removed again.
+        """
+
+    def load_given_up(self) -> tuple[frozenset[int], list[str]]:
+        """LSNs that must not be delivered, although the log may still hold them, and what was found wrong.
+
+        All that was cancelled, or buried, and not forgotten; also what was forgotten, as long as its letter is there. A
+        letter that is damaged does not count: where the log still holds its operation, that is tried again.
+        """
+
+    def cancel(self, lsns: Collection[int]) -> None:
+        """Give up LSNs without a letter, all or none."""
+
+    def forget_given_up(self, lsn: int) -> None:
+        """Allow to forget what was given up to `lsn`: both generations of the checkpoint cover it.
+
+        Writes nothing and cannot fail: a later save takes the records away, or they are found once more.
+        """
+
+    # --- idempotency keys ---
+
+    def load_keys(self) -> tuple[list[KeyUse], int, list[str]]:
+        """Uses that were saved, in that order, the LSN up to which the log's keys are among them, and what was found wrong.
+
+        There may be older ones than the last save asked for. Where something is missing the LSN is 0: the log's keys have to
+        be read again, all of them.
+        """
+
+    def save_keys(self, uses: Sequence[KeyUse], *, up_to_lsn: int, oldest_wall_ns: int) -> None:
+        """Add uses, in the order in which they happened, and note `up_to_lsn`.
+
+        Removes what was used before `oldest_wall_ns`, or before anything that was (`core.idempotency`), and the oldest beyond
+        `limits.IDEMPOTENCY_KEYS_MAX`; both in portions, so that it costs what is new and what goes, not what there is.
+        """
+
+    # --- controllers ---
+
+    def load_controllers(self) -> tuple[dict[tuple[str, int], bytes], list[str]]:
+        """Snapshots of size controllers, by lane and shard, and what was found wrong."""
+
+    def save_controllers(self, snapshots: Mapping[tuple[str, int], bytes]) -> None:
+        """Remember snapshots (others stay as they are)."""
 
     def close(self) -> None:
         """Release it."""
@@ -199,6 +294,13 @@ class Clock(Protocol):
 
     def monotonic_ns(self) -> int: ...
     def wall_ns(self) -> int: ...
+
+
+class Memory(Protocol):
+    """What this process uses of the memory that there is. Safe from any thread, and cheap enough for every tick."""
+
+    def look(self) -> tuple[int, int]:
+        """Bytes in use that the system cannot take back, and bytes there are; 0 and 0 where it does not say."""
 
 
 class Event(Protocol):

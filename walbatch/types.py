@@ -9,9 +9,15 @@ import enum
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
+PRIORITY_LOW = 2
 PRIORITY_NORMAL = 5
+PRIORITY_HIGH = 7
+PRIORITY_URGENT = 8
+"""From here on an operation does not wait for company: its batch is cut at once."""
+PRIORITY_CRITICAL = 9
 PRIORITY_MAX = 10
 
 
@@ -37,16 +43,116 @@ class Order(enum.StrEnum):
     """Any order."""
 
 
+class TriggerMode(enum.StrEnum):
+    """Which conditions cut a batch. The age bound, urgent operations, flush and drain cut it in every mode."""
+
+    SIZE = "size"
+    """The count or the bytes are reached."""
+    TIMEOUT = "timeout"
+    """The oldest operation has waited its linger."""
+    ANY = "any"
+    """Either."""
+    ALL = "all"
+    """Both."""
+
+
+class FailureOrder(enum.StrEnum):
+    """What waits while an operation waits for its retry."""
+
+    BLOCK = "block"
+    """The whole shard: the default for order "shard"."""
+    HOLD_KEY = "hold_key"
+    """Operations with the same key: the default for order "key"."""
+    CONTINUE = "continue"
+    """Nothing else: the default, and the only choice, for order "none"."""
+
+
+class Strategy(enum.StrEnum):
+    """How many batches of a lane may be in flight."""
+
+    SERIAL = "serial"
+    """One at a time, over all shards."""
+    PARALLEL = "parallel"
+    """One for each shard; with order "none" as many as the concurrency loop allows."""
+
+
+class Overdue(enum.StrEnum):
+    """What happens to a shard whose `apply` has not returned within its time limit."""
+
+    RETRY = "retry"
+    """The call is given up, whatever it still does, and the batch is tried again."""
+    WAIT = "wait"
+    """The shard waits until the call returns: nothing overtakes it. It is reported as stuck."""
+
+
 class CutReason(enum.StrEnum):
     """Why a batch was cut."""
 
     COUNT = "count"
+    """The size target (the trigger's count, or the controller's) is reached."""
     BYTES = "bytes"
     LINGER = "linger"
+    AGE = "age"
+    """The oldest operation has waited twice its linger: the hard bound of every trigger mode."""
+    IDLE = "idle"
+    """Nothing was in flight, and the adaptive linger does not keep an idle backend waiting."""
+    URGENT = "urgent"
+    """An operation with a priority of at least PRIORITY_URGENT is in it."""
+    MEMORY = "memory"
+    """Memory presses."""
     BACKLOG = "backlog"
     """More operations of the shard wait in the log than fit in memory."""
+    RETRY = "retry"
+    """It was cut before, failed, and has waited for its retry."""
+    SPLIT = "split"
+    """A part of a batch that failed, on the search for the operation that makes it fail."""
+    PROBE = "probe"
+    """A small batch, to see whether a backend works again."""
     FLUSH = "flush"
     DRAIN = "drain"
+
+
+class OperationStatus(enum.StrEnum):
+    """Where an operation is."""
+
+    PENDING = "pending"
+    IN_FLIGHT = "in_flight"
+    APPLIED = "applied"
+    DEAD = "dead"
+    CANCELLED = "cancelled"
+
+
+class DeathReason(enum.StrEnum):
+    """Why an operation became a dead letter."""
+
+    REJECTED = "rejected"
+    """The backend said that it can never be applied."""
+    ATTEMPTS = "attempts"
+    """It failed by itself as often as the lane's retry policy allows."""
+    DEADLINE = "deadline"
+    """Its deadline passed before it was applied."""
+    LEFT_OUT = "left out"
+    """The backend said that it did not apply it, and stored a mark which says that it did."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What few operations have. Times are wall-clock nanoseconds since 1970; 0, 0, 0 and b"" mean none."""
+
+    not_before_ns: int = 0
+    """It is not delivered before this time."""
+    deadline_ns: int = 0
+    """It is not delivered after this time, but becomes a dead letter."""
+    origin: int = 0
+    """The LSN under which it was submitted first, where it is a dead letter that was requeued."""
+    idempotency_key: bytes = b""
+    """A second submission with the same key, within the window, is the first one."""
+
+
+NO_OPTIONS = Options()
+
+When = float | datetime | None
+"""A point in time: seconds since 1970, or an aware datetime."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +163,12 @@ class Operation:
     key: bytes
     payload: bytes
     priority: int = PRIORITY_NORMAL
+    options: Options = NO_OPTIONS
+
+    @property
+    def identity(self) -> int | None:
+        """What names it for ever, together with its store: the LSN under which it was submitted first."""
+        return self.options.origin or self.lsn
 
 
 Range = tuple[int, int]
@@ -135,17 +247,21 @@ class Batch:
     payloads: Sequence[bytes]
     priorities: Sequence[int]
     attempt: int
-    """1 for the first try; counts tries of the shard since its last success."""
+    """1 for the first try; above it, an operation of the batch failed before, alone or with its batch."""
     reason: CutReason
     mark: Mark | None
+    options: Sequence[Options] = ()
+    """Parallel to the others; empty where no operation of the batch has any."""
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __iter__(self) -> Iterator[Operation]:
         lsns: Iterable[int | None] = self.lsns or [None] * len(self.keys)
-        for lsn, key, payload, priority in zip(lsns, self.keys, self.payloads, self.priorities, strict=True):
-            yield Operation(lsn=lsn, key=key, payload=payload, priority=priority)
+        options = self.options or [NO_OPTIONS] * len(self.keys)
+        rows = zip(lsns, self.keys, self.payloads, self.priorities, options, strict=True)
+        for lsn, key, payload, priority, option in rows:
+            yield Operation(lsn=lsn, key=key, payload=payload, priority=priority, options=option)
 
     def __repr__(self) -> str:
         span = f" lsn {self.lsns[0]}..{self.lsns[-1]}" if self.lsns else ""
@@ -170,7 +286,14 @@ class Retry:
     error: str = ""
 
 
-Outcome = Applied | Retry
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The operation did not take effect and never will: it becomes a dead letter at once."""
+
+    error: str = ""
+
+
+Outcome = Applied | Retry | Rejected
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +340,34 @@ class Checkpoint:
     settled_count: int
     """Operations settled since the store was made."""
     lanes: Mapping[str, LaneMark] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """An operation that was given up, with everything that is needed to try it again. Times are wall-clock ns."""
+
+    lsn: int
+    lane: str
+    key: bytes
+    payload: bytes
+    priority: int
+    options: Options
+    reason: DeathReason
+    error: str
+    """Class and text of the last error."""
+    attempts: int
+    """Tries that failed for a reason of its own."""
+    died_wall_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyUse:
+    """An idempotency key that was used: by which operation, and when (wall-clock ns)."""
+
+    key: bytes
+    lane: str
+    lsn: int
+    used_wall_ns: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

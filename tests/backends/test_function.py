@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import functools
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from walbatch.backends.function import FunctionBackend, as_backend
-from walbatch.errors import BackendError, ConfigError, EngineClosed
+from walbatch.errors import ConfigError, EngineClosed
 from walbatch.ports import Backend, TransactionalBackend
 from walbatch.types import Answer, Applied, Batch, CutReason, Failures, Mark, Retry
 
@@ -117,16 +120,99 @@ def test_what_a_coroutine_raises_passes_through() -> None:
     backend.close()
 
 
-@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])
 def test_a_coroutine_that_would_end_the_interpreter_does_not_end_the_loop(error: type[BaseException]) -> None:
+    """It is raised where the call is waited for, as from a function that is not async."""
+
     async def leave(_: Batch) -> None:
         raise error
 
     backend = FunctionBackend(leave)
+    loops = set()
     for _ in range(2):
-        with pytest.raises(BackendError, match=error.__name__):
+        with pytest.raises(error):
             backend.apply(BATCH)
+        loops.update(threads())
+    assert len(loops) == 1
     backend.close()
+
+
+def run_on(backend: FunctionBackend, awaitable: Awaitable[object]) -> object:
+    """Wait for something on the backend's loop."""
+    return backend._loop.finish(awaitable)
+
+
+async def set_it(event: asyncio.Event) -> None:
+    event.set()
+
+
+TASKS: list[asyncio.Task[None]] = []
+"""What nobody waits for; asyncio itself would forget it."""
+
+
+def exit_in_a_task() -> None:
+    async def leave() -> None:
+        sys.exit(3)
+
+    TASKS.append(asyncio.get_running_loop().create_task(leave()))
+
+
+def stop_the_loop() -> None:
+    asyncio.get_running_loop().stop()
+
+
+@pytest.mark.parametrize("disturb", [exit_in_a_task, stop_the_loop])
+def test_whatever_ends_the_loop_it_goes_on_with_all_calls_and_their_sessions(
+    disturb: Callable[[], None],
+) -> None:
+    loops: list[asyncio.AbstractEventLoop] = []
+    rounds = 5
+    entered, go = threading.Event(), asyncio.Event()
+
+    async def apply(batch: Batch) -> Answer:
+        loops.append(asyncio.get_running_loop())
+        if batch is not BATCH:
+            entered.set()
+            await go.wait()
+        else:
+            disturb()
+            await asyncio.sleep(0.001)
+        return None
+
+    backend = FunctionBackend(apply)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(backend.apply, replace(BATCH))
+        assert entered.wait(DEADLINE_S)
+        for _ in range(rounds):
+            assert backend.apply(BATCH) is None
+        run_on(backend, set_it(go))
+        assert other.result(DEADLINE_S) is None
+    assert len(loops) == rounds + 1
+    assert len(set(loops)) == 1
+    backend.close()
+    assert threads() == []
+
+
+def test_a_loop_that_fails_is_a_matter_of_connection_and_the_next_call_gets_another_one() -> None:
+    calls: list[asyncio.AbstractEventLoop] = []
+
+    def fail() -> None:
+        raise OSError(errno.EBADF, "the selector is closed")
+
+    async def apply(_: Batch) -> None:
+        loop: Any = asyncio.get_running_loop()
+        calls.append(loop)
+        if len(calls) == 1:
+            loop._run_once = fail
+            await asyncio.Event().wait()
+
+    backend = FunctionBackend(apply)
+    with pytest.raises(ConnectionError, match=r"event loop of the backend .*apply is gone"):
+        backend.apply(BATCH)
+    assert backend.apply(BATCH) is None
+    assert len(set(calls)) == 2
+    backend.close()
+    assert threads() == []
 
 
 def test_all_calls_share_one_loop_and_run_at_the_same_time() -> None:
@@ -199,7 +285,7 @@ def test_a_coroutine_that_ends_itself_by_cancellation_is_not_mistaken_for_close(
     backend.close()
 
 
-def test_a_coroutine_that_blocks_the_loop_does_not_block_close_or_its_caller(
+def test_a_coroutine_that_blocks_the_loop_does_not_block_close_and_its_caller_waits_for_its_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("walbatch.backends.function.CLOSE_WAIT_S", 0.05)
@@ -208,18 +294,153 @@ def test_a_coroutine_that_blocks_the_loop_does_not_block_close_or_its_caller(
     async def block(_: Batch) -> None:
         entered.set()
         release.wait(DEADLINE_S)
+        await asyncio.Event().wait()
 
     backend = FunctionBackend(block)
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(backend.apply, BATCH)
         assert entered.wait(DEADLINE_S)
-        thread = next(thread for thread in threading.enumerate() if thread.name.startswith("walbatch-async"))
         backend.close()
+        assert not backend.has_ended()
+        assert repr(backend).endswith("closed, with tasks that have not ended>")
+        assert not call.done()
+        release.set()
+        assert backend.has_ended(DEADLINE_S)
         with pytest.raises(EngineClosed):
             call.result(DEADLINE_S)
-    release.set()
-    thread.join(DEADLINE_S)
-    assert not thread.is_alive()
+    assert threads() == []
+
+
+# --- interrupting -------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_call_ends_when_its_coroutine_does_which_is_cancelled_once() -> None:
+    entered, cancelled, go = threading.Event(), threading.Event(), threading.Event()
+    cancellations: list[int] = []
+
+    async def roll_back(_: Batch) -> None:
+        entered.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            while not go.is_set():
+                try:
+                    await asyncio.sleep(0.001)
+                except asyncio.CancelledError:
+                    cancellations.append(1)
+            raise
+
+    backend = FunctionBackend(roll_back)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(backend.apply, BATCH)
+        assert entered.wait(DEADLINE_S)
+        backend.interrupt(BATCH)
+        assert cancelled.wait(DEADLINE_S)
+        backend.interrupt(BATCH)
+        run_on(backend, asyncio.sleep(0))  # the second one has arrived
+        assert not call.done()
+        go.set()
+        with pytest.raises(CancelledError):
+            call.result(DEADLINE_S)
+    assert cancellations == []
+    backend.interrupt(BATCH)  # nothing of it runs: nothing happens
+    backend.close()
+
+
+def test_what_an_interrupted_coroutine_answers_all_the_same_counts() -> None:
+    entered = threading.Event()
+
+    async def finish(_: Batch) -> Answer:
+        entered.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return [Applied("x"), Applied("y")]
+        return None
+
+    backend = FunctionBackend(finish)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(backend.apply, BATCH)
+        assert entered.wait(DEADLINE_S)
+        backend.interrupt(BATCH)
+        assert call.result(DEADLINE_S) == [Applied("x"), Applied("y")]
+    backend.close()
+
+
+# --- what outlives a call -----------------------------------------------------------------------------------------
+
+
+async def ignore_cancellation(go: threading.Event) -> None:
+    while not go.is_set():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.001)
+
+
+async def wait_in_a_thread(go: threading.Event) -> None:
+    await asyncio.to_thread(go.wait, DEADLINE_S)
+
+
+@pytest.mark.parametrize("left_behind", [ignore_cancellation, wait_in_a_thread])
+def test_what_a_call_left_behind_has_not_ended_until_it_has(
+    left_behind: Callable[[threading.Event], Coroutine[Any, Any, None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("walbatch.backends.function.CLOSE_WAIT_S", 0.05)
+    go = threading.Event()
+
+    async def apply(_: Batch) -> None:
+        TASKS.append(asyncio.get_running_loop().create_task(left_behind(go)))
+        await asyncio.sleep(0)
+
+    backend = FunctionBackend(apply)
+    backend.apply(BATCH)
+    backend.close()
+    assert not backend.has_ended()
+    go.set()
+    assert backend.has_ended(None)
+    assert threads() == []
+
+
+def test_a_task_that_exits_when_it_is_cancelled_does_not_keep_others_from_ending() -> None:
+    ended = []
+
+    async def leave() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            sys.exit(3)
+
+    async def end() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.001)
+            ended.append(1)
+
+    async def apply(_: Batch) -> None:
+        loop = asyncio.get_running_loop()
+        TASKS.extend([loop.create_task(leave()), loop.create_task(end())])
+        await asyncio.sleep(0)
+
+    backend = FunctionBackend(apply)
+    backend.apply(BATCH)
+    backend.close()
+    assert backend.has_ended()
+    assert ended == [1]
+
+
+def test_a_backend_knows_its_own_thread() -> None:
+    told: list[bool] = []
+
+    async def apply(_: Batch) -> None:
+        told.append(backend.is_own_thread())
+
+    backend = FunctionBackend(apply)
+    assert not backend.is_own_thread()
+    backend.apply(BATCH)
+    assert told == [True]
+    assert not backend.is_own_thread()
+    backend.close()
 
 
 SCRIPTS = {

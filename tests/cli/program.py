@@ -22,9 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CODE = "from walbatch.cli import main; main()"
 CODE_AS = """
 import contextlib, io, os, sys, walbatch.backends.lmdb, walbatch.cli.app
-for name in ("recover", "verify", "inspect", "dump", "load"):
+for name in ("recover", "verify", "inspect", "stats", "dump", "load", "dlq list"):
     with contextlib.redirect_stderr(io.StringIO()):
-        walbatch.cli.app.app([name, "/proc/nowhere"], standalone_mode=False)
+        walbatch.cli.app.app([*name.split(), "/proc/nowhere"], standalone_mode=False)
 os.setgroups([])
 os.setgid({user})
 os.setuid({user})
@@ -126,7 +126,7 @@ def _clean_interpreter() -> Iterator[None]:
         with mock.patch.dict(os.environ, {"COLUMNS": "80"}):
             yield
     finally:
-        for name in ("target", "broken", "exits", "down", "slow", "no_such_module"):
+        for name in ("again", "target", "broken", "exits", "down", "slow", "no_such_module"):
             if name not in modules:
                 sys.modules.pop(name, None)
         importlib.invalidate_caches()

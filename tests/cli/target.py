@@ -12,7 +12,12 @@ def apply(batch: wb.Batch) -> None:
     """Write what comes to a file in the working directory."""
     with Path("delivered.jsonl").open("a", encoding="utf-8") as out:
         for operation in batch:
-            row = [batch.lane, operation.lsn, operation.key.decode(), operation.payload.decode()]
+            row = [
+                batch.lane,
+                operation.lsn,
+                operation.key.decode(errors="replace"),
+                operation.payload.decode(errors="replace"),
+            ]
             out.write(f"{json.dumps(row)}\n")
 
 

@@ -24,7 +24,8 @@ from walbatch import limits
 from walbatch.core.checksum import crc32c
 
 SECTOR = limits.SECTOR_BYTES
-COMMANDS = ("recover", "verify", "inspect", "load", "dump")
+COMMANDS = ("recover", "verify", "inspect", "stats", "load", "dump", "dlq")
+LETTERS = ("dlq list", "dlq show", "dlq requeue", "dlq drop", "dlq export")
 NOBODY = 65534
 
 
@@ -38,11 +39,13 @@ def test_the_help_names_every_command_in_a_line_of_its_own() -> None:
         line = next(line for line in ended.output.splitlines() if line.strip().startswith(name))
         assert line.endswith("."), "the summary fits"
     assert max(map(len, ended.output.splitlines())) <= 80
+    assert "130 interrupted" in " ".join(ended.output.split())
+    assert "143 terminated" in " ".join(ended.output.split())
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*COMMANDS[:-1], *LETTERS])
 def test_each_command_explains_its_options_and_exit_codes(name: str) -> None:
-    ended = walbatch(name, "--help")
+    ended = walbatch(*name.split(), "--help")
     assert ended.code == 0
     assert max(map(len, ended.output.splitlines())) <= 80
     assert "--json" in ended.output
@@ -174,7 +177,9 @@ STATES: dict[str, tuple[Callable[[Made], object], int, list[str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["recover", "recover --dry-run", "verify", "inspect", "dump", "load"])
+@pytest.mark.parametrize(
+    "name", ["recover", "recover --dry-run", "verify", "inspect", "stats", "dump", "load"]
+)
 @pytest.mark.parametrize("state", STATES)
 def test_every_command_says_what_is_wrong_with_a_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, name: str
@@ -202,7 +207,7 @@ def test_reading_commands_work_beside_an_engine_and_writing_ones_say_who_it_is(t
     (tmp_path / "rows").write_text('{"key": "k"}\n')
     with wb.Engine.open(tmp_path / "q", lanes={"put": wb.Lane(None)}, settings=TINY) as engine:
         engine.submit("put", key=b"k")
-        for name in ("verify", "inspect", "dump"):
+        for name in ("verify", "inspect", "stats", "dump"):
             assert walbatch(name, "q", cwd=tmp_path).code == 0
         assert "in use" in walbatch("inspect", "q", cwd=tmp_path).output
         for arguments in (
@@ -241,7 +246,9 @@ USER = NOBODY if os.getuid() == 0 else None
 """Permissions do not hold for root."""
 
 
-@pytest.mark.parametrize("name", ["recover", "recover --dry-run", "verify", "inspect", "dump", "load"])
+@pytest.mark.parametrize(
+    "name", ["recover", "recover --dry-run", "verify", "inspect", "stats", "dump", "load", "dlq list"]
+)
 def test_a_store_of_somebody_else_is_an_io_error_and_not_an_absent_one(common: Path, name: str) -> None:
     made = make_store(common / "q", count=3)
     owned(made.path, USER)
@@ -260,7 +267,7 @@ def test_a_read_only_store_can_be_looked_at_and_not_recovered(common: Path) -> N
     owned(made.path, USER)
     for path in [*made.path.rglob("*"), made.path]:
         path.chmod(0o500 if path.is_dir() else 0o400)
-    for arguments in (["verify"], ["inspect"], ["dump"]):
+    for arguments in (["verify"], ["inspect"], ["stats"], ["dump"], ["dlq", "list"]):
         ended = walbatch(*arguments, "q", cwd=common, user=USER)
         assert (ended.code, ended.error) == (0, "")
     assert walbatch("recover", "q", "--dry-run", cwd=common, user=USER).code == 3
@@ -317,7 +324,7 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
         assert process.wait() == 0
 
 
-@pytest.mark.parametrize("name", ["recover", "verify", "inspect", "dump"])
+@pytest.mark.parametrize("name", ["recover", "verify", "inspect", "stats", "dump"])
 def test_output_that_nobody_can_take_is_an_io_error(tmp_path: Path, name: str) -> None:
     make_store(tmp_path / "q", count=3)
     with Path("/dev/full").open("w", encoding="utf-8") as full:
@@ -334,7 +341,12 @@ def test_output_that_nobody_can_take_is_an_io_error(tmp_path: Path, name: str) -
     assert re.fullmatch(r"walbatch: .*No space left on device.*\n", done.stderr)
 
 
-def test_an_interruption_ends_a_delivery_in_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sent", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_an_interruption_ends_a_delivery_in_order(
+    tmp_path: Path, sent: signal.Signals, code: int, word: str
+) -> None:
     make_store(tmp_path / "q", count=5)
     (tmp_path / "slow.py").write_text(
         "import time\ndef apply(batch):\n    open('started', 'w').close()\n    raise RuntimeError('down')\n"
@@ -344,11 +356,11 @@ def test_an_interruption_ends_a_delivery_in_order(tmp_path: Path) -> None:
         cwd=tmp_path, env=environment(),
     ) as process:  # fmt: skip
         wait_until((tmp_path / "started").exists, what="the backend was called")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         output, error = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert output == ""
-    assert error == "walbatch: interrupted: nothing acknowledged is lost, and the command can be run again\n"
+    assert error == f"walbatch: {word}: nothing acknowledged is lost, and the command can be run again\n"
     assert walbatch("recover", "q", "--dry-run", cwd=tmp_path).code == 3, (
         "the store was released, nothing is lost"
     )

@@ -9,6 +9,7 @@ import pytest
 import walbatch as wb
 from tests.cli.program import assert_one_line, walbatch
 from tests.stores import TINY, flip, make_store, picture
+from tests.support import FAST
 from walbatch import inspection, limits
 from walbatch.salvage import salvage_store
 
@@ -56,6 +57,7 @@ def test_verify_shows_every_damage_and_says_what_to_do(tmp_path: Path) -> None:
     assert "W3: the segment's header is damaged" in ended.output
     assert "sound" not in ended.output
     assert_one_line(ended, [made.segments[2].name, "offset 512", "--salvage"])
+    assert "walbatch verify" not in ended.error, "that is what was done"
     document = walbatch("verify", made.path, "--json").document
     assert {("W6", 3), ("W3", 6)} <= {(case["label"], case["segment"]) for case in document["cases"]}
     assert document["exit"] == 4
@@ -63,7 +65,7 @@ def test_verify_shows_every_damage_and_says_what_to_do(tmp_path: Path) -> None:
 
 def test_verify_reports_what_only_the_audit_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = make_store(tmp_path / "q", count=2)
-    monkeypatch.setattr(inspection, "crc32c_audit", lambda data, seed: 7)
+    monkeypatch.setattr(inspection.tally, "crc32c_audit", lambda data, seed: 7)
     ended = walbatch("verify", made.path, "--audit")
     assert ended.code == 4
     assert "segment 1 at offset 0: the two CRC-32C implementations disagree" in ended.output
@@ -136,6 +138,25 @@ def test_inspect_of_a_new_store(tmp_path: Path) -> None:
     assert document["live"] is False
 
 
-def test_inspect_says_where_its_rows_are_explained(tmp_path: Path) -> None:
+def test_inspect_says_what_its_rows_mean(tmp_path: Path) -> None:
     made = make_store(tmp_path / "q")
-    assert "rows: docs/recovery.md" in walbatch("inspect", made.path).output
+    lines = walbatch("inspect", made.path).output.splitlines()
+    assert "  W5: complete, and followed by another segment" in lines
+    assert "  W10: cleanly closed" in lines
+    assert not any("docs/" in line for line in lines)
+
+
+def test_inspect_draws_a_half_settled_segment_as_that(tmp_path: Path) -> None:
+    lanes = {"put": wb.Lane(lambda batch: None, trigger=FAST), "log": wb.Lane(None)}
+    with wb.Engine.open(tmp_path / "q", lanes=lanes) as engine:
+        engine.submit_many("log", [(b"k", b"v")] * 20)
+        engine.submit_many("put", [(b"k", b"v")] * 60)
+        engine.flush("put", timeout=30)
+        engine.close(drain=False)
+    output = walbatch("inspect", tmp_path / "q").output
+    (segment,) = walbatch("inspect", tmp_path / "q", "--json").document["segment_list"]
+    drawn = next(line for line in output.splitlines() if line.startswith("["))
+    assert drawn.count("#") == pytest.approx(3 * drawn.count("="), abs=4)
+    assert segment["pending"] == 20
+    assert 0 < segment["frame_bytes"] < segment["bytes"]
+    assert "in frames" in output

@@ -16,7 +16,8 @@ import pytest
 import walbatch as wb
 from tests.cli import target
 from tests.cli.program import ROOT, assert_one_line, environment, walbatch
-from tests.stores import Made, flip, make_store, picture
+from tests.fates import make_fates, requeue_half
+from tests.stores import Made, flip, make_store, note_dropped, picture
 from walbatch import limits
 from walbatch.inspection import remembered_lanes
 
@@ -86,7 +87,10 @@ def test_remembered_code_is_run_only_where_it_is_named(folder: Path) -> None:
     assert remembered_lanes(folder / "q")["put"].url == "python:target:fail"
     ended = walbatch("recover", "q", cwd=folder)
     assert ended.code == 3
-    assert ended.error == "next: name the backend of lane put, for example --lane put=python:target:fail\n"
+    assert ended.error == (
+        "next: name the backend of lane put, for example --lane put=python:target:fail "
+        "(python: backends run code, so name it each time)\n"
+    )
     assert remembered_lanes(folder / "q")["put"].url == "python:target:fail", "it is still remembered"
     assert walbatch("recover", "q", "--lane", "put=python:target:apply", cwd=folder).code == 0
 
@@ -148,6 +152,18 @@ def test_to_is_for_a_store_with_one_lane(folder: Path) -> None:
     )
 
 
+def test_a_store_that_lost_its_state_has_the_shards_that_compactions_noted(folder: Path) -> None:
+    made = make_store(folder / "q", shards=3)
+    note_dropped(made.path)
+    shutil.rmtree(made.path / "state")
+    arguments = ["recover", "q", "--to", "lmdb:blocks", "--json"]
+    dry = walbatch(*arguments, "--dry-run", cwd=folder)
+    real = walbatch(*arguments, cwd=folder)
+    assert (dry.code, real.code) == (0, 0)
+    assert dry.document["pending"] == real.document["delivered"] == len(made.pending)
+    assert remembered_lanes(made.path)["put"].shards == 3
+
+
 def test_a_new_store_needs_nothing(folder: Path) -> None:
     with wb.Engine.open(folder / "q", lanes={"put": wb.Lane(None)}):
         pass
@@ -160,6 +176,7 @@ def test_a_store_that_lost_its_state_is_delivered_again_with_the_shards_that_are
     assert walbatch("recover", "q", "--to", "lmdb:blocks", cwd=folder).code == 0
     walbatch("load", "q", "--kind", "put", "--no-drain", cwd=folder, stdin='{"key": "new", "payload": "p"}')
     shutil.rmtree(made.path / "state")
+    (made.path / "wal/dropped").unlink(missing_ok=True)
     ended = walbatch("recover", "q", cwd=folder)
     assert ended.code == 3
     assert "S7" in ended.output
@@ -315,6 +332,81 @@ def test_a_dry_run_writes_nothing_and_says_what_the_real_run_does(
     assert (again.code, again.document["pending"], again.document["lost"]) == (0, 0, [])
 
 
+@pytest.mark.parametrize("cancelled", [0, 3])
+@pytest.mark.parametrize("served", ["both lanes", "one lane", "none"])
+def test_a_dry_run_knows_what_was_given_up_before_a_checkpoint_did(
+    folder: Path, served: str, cancelled: int
+) -> None:
+    made = make_fates(folder / "q", cancelled=cancelled)
+    lanes = {"both lanes": ["put", "log"], "one lane": ["put"], "none": []}[served]
+    arguments = [
+        "recover",
+        "q",
+        *(each for lane in lanes for each in ("--lane", f"{lane}=python:target:apply")),
+        "--json",
+    ]
+    before = picture(made.path)
+    dry = walbatch(*arguments, "--dry-run", cwd=folder)
+    assert picture(made.path) == before
+    real = walbatch(*arguments, cwd=folder)
+    assert (dry.code, real.code) == (3, 3), "two dead letters are left"
+    same = {"dry_run": True, "delivered": 0, "elapsed_s": 0.0}
+    assert {**real.document, **same} == {**dry.document, **same}
+    assert dry.document["pending"] == len(made.pending)
+    assert real.document["delivered"] == dry.document["pending"] - dry.document["remaining"]
+    assert {lsn for _, lsn, _, _ in delivered(folder)} <= made.pending
+    assert len(delivered(folder)) == real.document["delivered"]
+
+
+def test_a_dry_run_knows_that_a_letter_was_submitted_again(folder: Path) -> None:
+    make_fates(folder / "work", dead=(2,), cancelled=0)
+    requeue_half(folder / "q", 2, work=folder / "work")
+    arguments = [
+        "recover",
+        "q",
+        "--lane",
+        "put=python:target:apply",
+        "--lane",
+        "log=python:target:apply",
+        "--json",
+    ]
+    dry = walbatch(*arguments, "--dry-run", cwd=folder)
+    real = walbatch(*arguments, cwd=folder)
+    assert (dry.code, real.code) == (0, 0), real.output
+    assert (dry.document["dead_letters"], real.document["dead_letters"]) == (0, 0)
+    assert dry.document["pending"] == real.document["delivered"] == 24
+
+
+@pytest.mark.parametrize("salvage", [False, True], ids=["", "salvage"])
+def test_a_salvage_counts_what_was_given_up_neither_as_pending_nor_as_lost(
+    folder: Path, salvage: bool
+) -> None:
+    made = make_fates(folder / "q")
+    if salvage:
+        flip(min((made.path / "wal").glob("*.seg")), SECTOR * 3 + 100)  # the frame of LSN 3 or so
+    arguments = [
+        "recover",
+        "q",
+        "--salvage",
+        "--lane",
+        "put=python:target:apply",
+        "--lane",
+        "log=python:target:apply",
+        "--json",
+    ]
+    dry = walbatch(*arguments, "--dry-run", cwd=folder).document
+    real = walbatch(*arguments, cwd=folder).document
+    same = {"dry_run": True, "delivered": 0, "elapsed_s": 0.0}
+    assert {**real, **same} == {**dry, **same}
+    lost = {lsn for first, last in real["lost"] for lsn in range(first, last + 1)}
+    assert bool(lost) == salvage
+    assert not lost & (made.dead | made.cancelled)
+    assert {lsn for _, lsn, _, _ in delivered(folder)} == made.pending - lost
+    assert (real["remaining"], real["pending"]) == (0, len(made.pending - lost))
+    again = walbatch(*arguments, cwd=folder).document
+    assert (again["pending"], again["remaining"]) == (0, 0)
+
+
 def test_a_dry_run_in_words(folder: Path) -> None:
     made = make_store(folder / "q", clean=False)
     tear(made)
@@ -376,3 +468,38 @@ def test_a_dry_run_says_why_lsns_are_skipped(folder: Path, clean: bool) -> None:
     made = make_store(folder / "q", clean=clean)
     ended = walbatch("recover", made.path, "--dry-run", "--lane", "put=python:target:apply", cwd=folder)
     assert ("(after an unclean end the log skips LSNs)" in ended.output) is not clean
+
+
+def test_a_salvage_with_a_mistyped_lane_changes_nothing(folder: Path) -> None:
+    made = make_store(folder / "q")
+    flip(made.segments[3], SECTOR + 100)
+    before = picture(made.path)
+    ended = walbatch("recover", "q", "--salvage", "--lane", "putt=lmdb:b", cwd=folder)
+    assert ended.code == 2
+    assert_one_line(ended, ["no lane 'putt'", "its lane is 'put'"])
+    assert {**picture(made.path), "lock": None} == {**before, "lock": None}
+
+
+@pytest.mark.parametrize(
+    ("situation", "words"),
+    [("no identity", ["restore identity from any copy"]), ("no log", ["restore wal/", "another path"])],
+)
+@pytest.mark.parametrize("name", ["recover", "verify", "inspect", "stats", "dump"])
+def test_a_salvage_is_not_recommended_where_it_has_nothing_to_work_with(
+    folder: Path, name: str, situation: str, words: list[str]
+) -> None:
+    made = make_store(folder / "q", count=3)
+    SITUATIONS[situation][0](made)
+    ended = walbatch(name, "q", cwd=folder)
+    assert ended.code == 4
+    assert_one_line(ended, words)
+    assert "--salvage" not in ended.error
+    assert "at offset" not in ended.error
+    assert "walbatch verify" not in ended.error
+
+
+def test_a_backend_that_cannot_be_made_is_not_said_to_be_gone_for_certain(folder: Path) -> None:
+    make_store(folder / "q", count=3)
+    ended = walbatch("recover", "q", "--lane", "put=lmdb:///proc/x/y", cwd=folder)
+    assert ended.code == 8
+    assert_one_line(ended, ["/proc/x/y", "cannot be made"])

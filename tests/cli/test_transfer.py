@@ -291,3 +291,13 @@ def test_rows_that_are_skipped_are_not_judged(tmp_path: Path) -> None:
     ended = walbatch("load", "q", "rows.jsonl", "--lane", "put", "--skip", "2", cwd=tmp_path)
     assert (ended.code, ended.error) == (0, "")
     assert [key for _, key, *_ in content(tmp_path / "q")] == [b"2"]
+
+
+def test_it_says_of_which_lane_something_waits(tmp_path: Path) -> None:
+    assert walbatch("load", "q", "--kind", "a", cwd=tmp_path, stdin='{"key": "1"}').code == 0
+    ended = walbatch(
+        "load", "q", "--kind", "b", "--lane", "b=lmdb:blocks", cwd=tmp_path, stdin='{"key": "2"}'
+    )
+    assert (ended.code, ended.output) == (
+        0, "loaded 1 operation, all durable; 1 wait to be delivered (1 of lane a)\n"
+    )  # fmt: skip

@@ -7,19 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from walbatch import limits
+from walbatch.core.columns import Columns, encode_body
 from walbatch.core.frame import (
     EMPTY_BODY,
     FLAG_CLEAN,
     FLAG_LOST,
     SECTOR,
     Body,
-    Columns,
     FrameHeader,
     FrameIndex,
     FrameType,
     SegmentHeader,
     decode_frame_header,
-    encode_body,
     encode_footer,
     encode_frame_header,
     encode_segment_header,

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from walbatch import limits
+from walbatch.core.columns import Columns, encode_body, options_bytes
 from walbatch.core.commit_group import CommitGroup, fits_frame
-from walbatch.core.frame import Columns, encode_body
+from walbatch.types import NO_OPTIONS, PRIORITY_URGENT, Options
 
 
 class Signal(BaseException):
@@ -87,6 +88,61 @@ def test_what_a_group_accepts_can_be_encoded_at_its_limit() -> None:
         )
     )
     assert limits.GROUP_BYTES_MAX < body.raw_bytes <= limits.FRAME_RAW_BYTES_MAX
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+LATE = Options(not_before_ns=7, idempotency_key=b"once")
+
+
+def add_with(group: CommitGroup, *options: Options) -> int:
+    keys = [b"k"] * len(options)
+    return group.add(0, [0] * len(keys), keys, keys, 5, 2 * len(keys), needs_sync=True, options=options)
+
+
+def test_options_are_a_column_from_the_first_operation_that_has_any() -> None:
+    group = CommitGroup(1)
+    add(group, (b"a", b"1"), (b"b", b"2"))
+    assert group.options == []
+    size = group.bytes
+    add_with(group, LATE, NO_OPTIONS)
+    assert group.bytes == size + 4 + options_bytes([LATE, NO_OPTIONS])
+    add(group, (b"c", b"3"))
+    assert group.options == [NO_OPTIONS, NO_OPTIONS, LATE, NO_OPTIONS, NO_OPTIONS]
+    check_parallel(group)
+
+
+def test_options_count_for_what_a_group_takes() -> None:
+    group = CommitGroup(1)
+    assert group.accepts(1, limits.FRAME_RAW_BYTES_MAX - 6_000)
+    assert not group.accepts(1, limits.FRAME_RAW_BYTES_MAX - 6_000, [Options(idempotency_key=bytes(2_000))])
+    assert fits_frame(2, 10, [LATE, LATE])
+    add(group, (b"k", b"p"))
+    room = limits.GROUP_BYTES_MAX - group.bytes - options_bytes([LATE])
+    assert group.accepts(1, room, [LATE])
+    assert not group.accepts(1, room + 1, [LATE])
+
+
+def test_options_that_an_interrupted_add_left_are_cut_too() -> None:
+    group = CommitGroup(1)
+    add_with(group, LATE)
+    with pytest.raises(Signal):
+        group.add(7, [7], Interrupted(b"x"), [b"x"], 7, 2, needs_sync=False, options=[LATE])
+    group.keys = [b"k"]  # the signal came before the keys
+    group.trim_columns()
+    assert group.options == [LATE]
+    add(group, (b"b", b"2"))
+    assert group.options == [LATE, NO_OPTIONS]
+    check_parallel(group)
+
+
+def test_one_urgent_operation_makes_the_group_urgent() -> None:
+    group = CommitGroup(1)
+    add(group, (b"a", b""), priority=PRIORITY_URGENT - 1)
+    assert not group.is_urgent
+    add(group, (b"a", b""), priority=PRIORITY_URGENT)
+    add(group, (b"a", b""), priority=0)
+    assert group.is_urgent
 
 
 @given(lanes=st.lists(st.integers(0, 3), min_size=1))

@@ -17,6 +17,7 @@ from walbatch import limits
 from walbatch.core.frame import (
     EMPTY_BODY,
     SECTOR,
+    SEGMENT_COMPACTED,
     Body,
     Codec,
     FrameHeader,
@@ -38,6 +39,7 @@ from walbatch.core.recovery import (
     decide_segment,
     make_plan,
     settled_before,
+    superseded_numbers,
     view_segment,
 )
 from walbatch.core.scanner import Damage, SegmentScan, UnprovenFrame
@@ -146,6 +148,7 @@ def store_of(
     checkpoint: Checkpoint | None = None,
     identity: IdentityState = IdentityState.VALID,
     findings: Sequence[str] = (),
+    dropped: Checkpoint | None = None,
 ) -> StoreFacts:
     return StoreFacts(
         identity=identity,
@@ -153,6 +156,7 @@ def store_of(
         segments=segments,
         checkpoint=checkpoint,
         state_findings=tuple(findings),
+        dropped=dropped,
     )
 
 
@@ -256,6 +260,14 @@ SITUATIONS = {
         offset=1024,
         lsns=(16, 18),
     ),
+    "W7: wal/dropped proves the damaged bytes": Situation(
+        label="W7",
+        facts=store_of(
+            SEALED, file_of(SECOND, scanned(15, damage=torn())), dropped=checkpoint_of(0, durable_lsn=18)
+        ),
+        offset=1024,
+        lsns=(16, 18),
+    ),
     "W8: the end is cut off below the checkpoint": Situation(
         label="W8",
         facts=store_of(SEALED, INTACT, checkpoint=checkpoint_of(0, durable_lsn=21)),
@@ -271,6 +283,24 @@ SITUATIONS = {
     "W8: the last segment is missing, and the checkpoint knew it": Situation(
         label="W8",
         facts=store_of(SEALED, CLEAN, checkpoint=checkpoint_of(0, durable_lsn=20, segment=3)),
+        offset=1024,
+        lsns=(21, 21),
+    ),
+    "W8: the end is cut off below wal/dropped": Situation(
+        label="W8",
+        facts=store_of(SEALED, CLEAN, dropped=checkpoint_of(0, durable_lsn=21)),
+        offset=1024,
+        lsns=(21, 21),
+    ),
+    "W8: the end is cut off below wal/dropped, which is newer than the checkpoint": Situation(
+        label="W8",
+        facts=store_of(SEALED, CLEAN, checkpoint=checkpoint_of(5), dropped=checkpoint_of(23, durable_lsn=0)),
+        offset=1024,
+        lsns=(21, 23),
+    ),
+    "W8: the last segment is missing, and wal/dropped knew it": Situation(
+        label="W8",
+        facts=store_of(SEALED, CLEAN, checkpoint=ZERO, dropped=checkpoint_of(0, durable_lsn=20, segment=3)),
         offset=1024,
         lsns=(21, 21),
     ),
@@ -425,6 +455,10 @@ STORE_SITUATIONS = {
     "S2: identity damaged": (store_of(identity=IdentityState.DAMAGED), "S2", Severity.REFUSE),
     "S3: identity newer": (store_of(SEALED, CLEAN, identity=IdentityState.NEWER), "S3", Severity.REFUSE_NEWER),
     "S4: the log is gone": (store_of(checkpoint=ZERO), "S4", Severity.REFUSE),
+    "S4: the log is gone, and state/ with it, but not wal/dropped": (store_of(dropped=ZERO), "S4", Severity.REFUSE),
+    "S1: identity missing, but there is wal/dropped": (
+        store_of(dropped=ZERO, identity=IdentityState.MISSING), "S1", Severity.REFUSE,
+    ),
     "S5: new": (store_of(), "S5", Severity.FINE),
     "S5: new, without identity yet": (store_of(identity=IdentityState.MISSING), "S5", Severity.FINE),
     "S6: state is damaged": (store_of(SEALED, CLEAN, findings=["bad page"]), "S6", Severity.NOTE),
@@ -434,6 +468,9 @@ STORE_SITUATIONS = {
         store_of(file_of(FIRST, scanned(limits.LSN_MAX - 10, clean=True)), checkpoint=ZERO), "S8", Severity.REFUSE,
     ),
     "S7: no checkpoint, and the beginning trimmed": (store_of(CLEAN), "S7", Severity.NOTE),
+    "S10: compacted, and nothing says under which marks": (
+        store_of(file_of(replace(FIRST, flags=SEGMENT_COMPACTED), footer=footer_of(10, 3)), CLEAN), "S10", Severity.NOTE,
+    ),
 }  # fmt: skip
 
 
@@ -448,7 +485,26 @@ def test_a_store_falls_under_row(facts: StoreFacts, label: str, severity: Severi
 
 
 def test_every_row_about_the_store_has_a_situation() -> None:
-    assert {label for _, label, _ in STORE_SITUATIONS.values()} == {f"S{number}" for number in range(1, 9)}
+    assert {label for _, label, _ in STORE_SITUATIONS.values()} | {"S9"} == {
+        f"S{number}" for number in range(1, 11)
+    }
+
+
+@pytest.mark.parametrize("known", ["by the checkpoint", "by wal/dropped", "nothing was compacted"])
+def test_what_compactions_dropped_under_is_missed_only_where_nothing_tells_it(known: str) -> None:
+    first = FIRST if known == "nothing was compacted" else replace(FIRST, flags=SEGMENT_COMPACTED)
+    facts = store_of(
+        file_of(first, footer=footer_of(10, 3)),
+        CLEAN,
+        checkpoint=ZERO if known == "by the checkpoint" else None,
+        dropped=ZERO if known == "by wal/dropped" else None,
+    )
+    assert "S10" not in {case.label for case in make_plan(facts).cases}
+
+
+def test_without_a_checkpoint_it_is_said_that_dead_letters_are_gone() -> None:
+    (case,) = (case for case in make_plan(store_of(SEALED, CLEAN)).cases if case.label == "S7")
+    assert "dead letters" in case.message
 
 
 def test_a_new_store_starts_with_one() -> None:
@@ -465,6 +521,82 @@ def test_a_store_that_was_opened_once_and_never_used_needs_no_checkpoint() -> No
 def test_each_finding_about_state_is_reported() -> None:
     plan = make_plan(store_of(SEALED, CLEAN, checkpoint=ZERO, findings=["one", "two"]))
     assert [case.message for case in plan.cases if case.label == "S6"] == ["one", "two"]
+
+
+# --- segments that were compacted and merged ---------------------------------------------------------------
+
+
+Head = tuple[int, HeaderState, SegmentHeader | None]
+
+
+def compacted(number: int, prev_number: int, *, prev_last_lsn: int = 0, **changes: object) -> SegmentHeader:
+    header = segment_header(number=number, prev_number=prev_number, prev_last_lsn=prev_last_lsn)
+    return replace(header, flags=SEGMENT_COMPACTED, **changes)  # type: ignore[arg-type]
+
+
+def head(
+    header: SegmentHeader | None, *, number: int | None = None, state: HeaderState = HeaderState.VALID
+) -> Head:
+    return (header.number if header is not None and number is None else number or 0), state, header
+
+
+ONE, TWO, THREE = (segment_header(number=n, prev_last_lsn=10 * (n - 1)) for n in (1, 2, 3))
+FOUR = segment_header(number=4, prev_last_lsn=30)
+MERGED: dict[str, tuple[list[Head], set[int]]] = {
+    "nothing was compacted": ([head(ONE), head(TWO), head(THREE)], set()),
+    "compacted alone": ([head(compacted(1, 0)), head(TWO)], set()),
+    "all that it replaced is gone": ([head(compacted(3, 0)), head(FOUR)], set()),
+    "all that it replaced is there": ([head(ONE), head(TWO), head(compacted(3, 0)), head(FOUR)], {1, 2}),
+    "some of it is there": ([head(TWO), head(compacted(3, 0)), head(FOUR)], {2}),
+    "what stands before it stays": ([head(ONE), head(TWO), head(compacted(3, 1, prev_last_lsn=10))], {2}),
+    "merged into one that was merged again": (
+        [head(ONE), head(compacted(2, 0)), head(compacted(3, 0)), head(FOUR)], {1, 2},
+    ),
+    "two of them side by side": (
+        [head(ONE), head(compacted(2, 0)), head(THREE), head(compacted(4, 2, prev_last_lsn=20))], {1, 3},
+    ),
+    "a header that cannot be read any more": (
+        [head(None, number=2, state=HeaderState.BAD_CRC), head(compacted(3, 0))], {2},
+    ),
+    "a newer format": ([head(None, number=2, state=HeaderState.NEWER_VERSION), head(compacted(3, 0))], set()),
+    "of another store": ([head(replace(TWO, store=OTHER_STORE)), head(compacted(3, 0))], set()),
+    "begins below what replaces it": ([head(ONE), head(compacted(3, 0, prev_last_lsn=10))], set()),
+    "what replaces is of another store": ([head(TWO), head(compacted(3, 0, store=OTHER_STORE))], set()),
+    "what replaces has another name": ([head(TWO), head(compacted(3, 0), number=4)], set()),
+    "a gap before a segment that was not compacted": ([head(TWO), head(segment_header(number=4, prev_number=1))], set()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("heads", "expected"), MERGED.values(), ids=MERGED.keys())
+def test_what_was_merged_into_a_later_segment_is_known_by_its_header(
+    heads: list[Head], expected: set[int]
+) -> None:
+    assert superseded_numbers(heads, STORE) == expected
+
+
+def test_what_was_merged_and_left_by_a_crash_is_removed_and_told_and_no_more() -> None:
+    facts = replace(store_of(SEALED, CLEAN, checkpoint=ZERO), superseded=(7, 8))
+    plan = make_plan(facts)
+    cases = [case for case in plan.cases if case.label == "S9"]
+    assert [(case.segment, case.severity) for case in cases] == [(7, Severity.FINE), (8, Severity.FINE)]
+    assert plan.superseded == (7, 8)
+    assert plan.refusal is None
+    assert replace(plan, superseded=(), cases=()) == replace(
+        make_plan(replace(facts, superseded=())), cases=()
+    )
+
+
+def test_damage_to_a_compacted_segment_is_never_a_torn_tail() -> None:
+    header = compacted(2, 1, prev_last_lsn=10)
+    plan = make_plan(
+        store_of(SEALED, file_of(header, scanned(15, damage=torn())), checkpoint=checkpoint_of(0))
+    )
+    assert plan.refusal is not None
+    assert (plan.refusal.label, plan.torn) == ("W7", ())
+    plain = make_plan(
+        store_of(SEALED, file_of(replace(header, flags=0), scanned(15, damage=torn())), checkpoint=ZERO)
+    )
+    assert plain.refusal is None
 
 
 # --- chains -------------------------------------------------------------------------------------------------
@@ -569,6 +701,20 @@ def test_the_number_of_a_segment_that_only_the_checkpoint_knows_is_not_used_agai
     assert make_plan(store_of(SEALED, CLEAN, checkpoint=checkpoint_of(0, segment=9))).next_segment == 10
 
 
+def test_what_only_wal_dropped_knows_is_not_used_again() -> None:
+    dropped = replace(checkpoint_of(4, durable_lsn=18, segment=2), epoch=7)
+    plan = make_plan(store_of(SEALED, CLEAN, checkpoint=ZERO, dropped=dropped))
+    assert (plan.refusal, plan.epoch, plan.next_segment, plan.next_lsn) == (None, 8, 3, 21)
+    beyond = replace(dropped, durable_lsn=900, segment=9)
+    assert make_plan(store_of(SEALED, CLEAN, checkpoint=ZERO, dropped=beyond)).next_segment == 10
+
+
+def test_what_wal_dropped_calls_settled_makes_no_segment_superfluous() -> None:
+    """It is the union of what different checkpoints called settled; what of it is delivered, the lanes' marks tell."""
+    plan = make_plan(store_of(SEALED, CLEAN, checkpoint=ZERO, dropped=checkpoint_of(10, segment=2)))
+    assert (plan.first_segment, [case.label for case in plan.cases]) == (1, ["W10"])
+
+
 def test_a_refused_plan_does_nothing_although_its_last_segment_could_go_on() -> None:
     broken = file_of(FIRST, scanned(7))
     tail = file_of(SECOND, scanned(20, unproven=[frame(20)], damage=torn()))
@@ -618,12 +764,21 @@ def stores(draw: st.DrawFn) -> StoreFacts:
             segment=draw(st.integers(0, number)),
             settled_count=draw(st.integers(0, 30)),
         )
+    dropped = None
+    if draw(st.sampled_from([False, False, True])):
+        watermark = draw(st.integers(0, lsn + 1))
+        dropped = checkpoint_of(
+            watermark,
+            durable_lsn=draw(st.integers(watermark, lsn + 1)),
+            segment=draw(st.integers(0, number)),
+        )
     return StoreFacts(
         identity=draw(st.sampled_from([IdentityState.VALID] * 9 + list(IdentityState))),
         store=STORE,
         segments=tuple(files),
         checkpoint=checkpoint,
         state_findings=draw(st.sampled_from([(), (), ("damaged",)])),
+        dropped=dropped,
     )
 
 
@@ -668,8 +823,9 @@ def named_lsns(facts: StoreFacts) -> list[int]:
             named += [file.header.prev_last_lsn, file.header.checkpointed_lsn]
         if file.scan is not None and file.scan.damage is not None:
             named += [file.scan.damage.seen_lsn, file.scan.damage.evidence_lsn]
-    if facts.checkpoint is not None:
-        named += [facts.checkpoint.watermark, facts.checkpoint.durable_lsn]
+    for witness in (facts.checkpoint, facts.dropped):
+        if witness is not None:
+            named += [witness.watermark, witness.durable_lsn]
     return named
 
 
@@ -728,8 +884,10 @@ def test_nothing_that_anything_proves_is_missing_from_a_log_that_goes_on(facts: 
         assert header.prev_last_lsn <= max(
             watermark, *(file.header.checkpointed_lsn for file in facts.segments if file.header)
         )
-        assert needed[-1].last_lsn >= facts.checkpoint.durable_lsn
-        assert needed[-1].number >= facts.checkpoint.segment
+    for witness in (facts.checkpoint, facts.dropped):
+        if needed and witness is not None:
+            assert needed[-1].last_lsn >= max(witness.durable_lsn, witness.watermark)
+            assert needed[-1].number >= witness.segment
     for file in needed:
         assert file.header is not None
         assert file.header.store == STORE
@@ -747,12 +905,15 @@ def test_numbers_and_epochs_only_grow(facts: StoreFacts) -> None:
     headers = [file.header for file in facts.segments if file.header is not None]
     assert all(plan.next_segment > file.number for file in facts.segments)
     assert all(plan.epoch > header.epoch for header in headers)
-    if facts.checkpoint is not None:
-        assert plan.next_segment > facts.checkpoint.segment
-        assert plan.epoch > facts.checkpoint.epoch
+    for witness in (facts.checkpoint, facts.dropped):
+        if witness is not None:
+            assert plan.next_segment > witness.segment
+            assert plan.epoch > witness.epoch
     assert plan.pending >= 0
     assert plan.operations_before >= 0
     assert plan.fresh == (not facts.segments)
+    if plan.refusal is None and plan.fresh:
+        assert (facts.checkpoint, facts.dropped) == (None, None), "nothing says that the store was used"
 
 
 @given(facts=stores())

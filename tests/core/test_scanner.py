@@ -13,6 +13,7 @@ from tests.core.segments import (
     STORE,
     Placed,
     Segment,
+    columns_of,
     flipped,
     overwritten,
     reader,
@@ -23,15 +24,16 @@ from tests.core.segments import (
     zeroed,
 )
 from walbatch import limits
+from walbatch.core.columns import decode_body, encode_body
 from walbatch.core.frame import (
     EMPTY_BODY,
     FRAME_MAGIC,
     SECTOR,
+    SEGMENT_COMPACTED,
     FrameError,
     FrameHeader,
     FrameType,
     SegmentHeader,
-    decode_body,
 )
 from walbatch.core.scanner import Damage, iterate_frames, scan_segment
 
@@ -573,3 +575,31 @@ def test_iterating_headers_stops_loudly_at_the_first_that_is_damaged() -> None:
     assert [next(frames)[0], next(frames)[0]] == [frame.offset for frame in segment.frames[:2]]
     with pytest.raises(FrameError):
         next(frames)
+
+
+# --- frames with holes ----------------------------------------------------------------------------------------
+
+
+def sparse(flags: int) -> Segment:
+    """A segment whose first frame names three LSNs of nine."""
+    segment = Segment(replace(segment_header(), flags=flags))
+    body = encode_body(replace(columns_of([b"a", b"b", b"c"]), lsn_offsets=[0, 4, 7]))
+    segment.put(body, type_=FrameType.OPERATIONS, span=9)
+    segment.operations(b"d")
+    return segment
+
+
+def test_frames_may_have_holes_in_a_compacted_segment() -> None:
+    segment = sparse(SEGMENT_COMPACTED)
+    found = scan(segment.data, segment.header)
+    assert found.damage is None
+    assert (found.last_lsn, found.operations, found.frames) == (10, 4, 2)
+
+
+def test_frames_have_no_holes_in_a_segment_that_was_not_compacted() -> None:
+    segment = sparse(SEGMENT_COMPACTED)
+    header = replace(segment.header, flags=0)
+    found = scan(segment.data, header)
+    assert found.damage is not None
+    assert "not compacted" in found.damage.reason
+    assert found.last_lsn == 0

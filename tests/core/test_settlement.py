@@ -40,6 +40,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.mine: set[int] = set()
         self.pending: set[int] = set()
         self.settled: set[int] = set()
+        self.ahead: set[int] = set()
         self.next_lsn = 1
 
     @initialize(before=st.sets(st.integers(1, 40)), epoch=st.integers(0, 3))
@@ -53,6 +54,10 @@ class LedgerMachine(RuleBasedStateMachine):
         for bit in range(count):
             lsn = self.next_lsn
             self.next_lsn += 1
+            if lsn in self.ahead:
+                if self.ledger.is_ahead(lsn):
+                    self.ledger.reach(lsn)
+                continue
             if not mine >> bit & 1:
                 continue
             if self.ledger.initial.covers(lsn):
@@ -60,6 +65,17 @@ class LedgerMachine(RuleBasedStateMachine):
             self.mine.add(lsn)
             self.pending.add(lsn)
             self.ledger.admit(lsn)
+
+    @rule(distance=st.integers(0, 6))
+    def out_of_turn(self, distance: int) -> None:
+        """An operation that the frontier has not come to is brought forward."""
+        lsn = self.next_lsn + distance
+        if lsn > self.ledger.frontier and lsn not in self.ahead and not self.ledger.initial.covers(lsn):
+            self.ledger.admit_ahead(lsn)
+            self.ahead.add(lsn)
+            self.mine.add(lsn)
+            self.pending.add(lsn)
+            assert self.ledger.is_pending(lsn)
 
     @rule()
     def caught_up(self) -> None:
@@ -194,6 +210,47 @@ def test_admitting_twice_or_backwards_is_a_bug_of_ours(lsn: int) -> None:
     ledger.admit(5)
     with pytest.raises(AssertionError):
         ledger.admit(lsn)
+
+
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=20),
+    st.lists(st.integers(1, 5), min_size=1, max_size=20),
+)
+def test_admitting_many_is_admitting_each(gaps: list[int], more: list[int]) -> None:
+    lsns = [sum([*gaps, *more][: i + 1]) for i in range(len(gaps) + len(more))]
+    one_by_one, at_once = ShardLedger(Mark()), ShardLedger(Mark())
+    for lsn in lsns:
+        one_by_one.admit(lsn)
+    at_once.admit_many(lsns[: len(gaps)])
+    at_once.admit_many(lsns[len(gaps) :])
+    for ledger in (one_by_one, at_once):
+        ledger.settle(lsns[::2])
+    assert at_once.mark(epoch=1) == one_by_one.mark(epoch=1)
+    assert (len(at_once), at_once.frontier) == (len(one_by_one), lsns[-1])
+
+
+def test_many_that_were_admitted_before_are_a_bug_of_ours() -> None:
+    ledger = ShardLedger(Mark())
+    ledger.admit_many([3, 5])
+    with pytest.raises(AssertionError):
+        ledger.admit_many([5, 6])
+
+
+def test_what_was_settled_out_of_turn_is_covered_and_need_not_be_met_again() -> None:
+    ledger = ShardLedger(Mark())
+    ledger.admit(1)
+    room = ledger.room_ahead
+    ledger.admit_ahead(7)
+    assert ledger.room_ahead == room - 1
+    assert ledger.mark(epoch=0, settling=frozenset({7})) == Mark(ranges=((7, 7),))
+    ledger.settle([7])
+    assert (ledger.is_ahead(7), ledger.is_pending(7), len(ledger)) == (True, False, 1)
+    assert ledger.mark(epoch=0) == Mark(ranges=((7, 7),))
+    ledger.advance(9)  # the log does not hold it any more
+    assert not ledger.is_ahead(7)
+    assert ledger.mark(epoch=0) == Mark(ranges=((2, 7),))
+    ledger.settle([1])
+    assert ledger.watermark() == 9
 
 
 def test_settling_what_is_not_pending_is_a_bug_of_ours() -> None:

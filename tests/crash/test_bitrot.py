@@ -17,11 +17,12 @@ from tools.bitrot.verdict import Bench, Changes, Opened, Outcome
 from tools.modes import bitrot
 from tools.modes.tally import Job, Tally
 from walbatch import limits
+from walbatch.core import columns as columns_module
 from walbatch.core import frame as frame_module
 from walbatch.core import scanner
 from walbatch.core.frame import FrameType
 from walbatch.errors import CorruptionError, StorageError, StoreLocked, WalbatchError
-from walbatch.storage import log as log_module
+from walbatch.storage import opening
 
 DAMAGES = 4_000
 
@@ -130,7 +131,7 @@ def test_the_same_seed_and_part_do_the_same(tmp_path: Path) -> None:
 
 def believe_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
     """A recovery that does not check what frames hold."""
-    for module in (frame_module, scanner, log_module):
+    for module in (columns_module, frame_module, scanner, opening):
         monkeypatch.setattr(module, "check_body", lambda header, padded: None)
 
 

@@ -18,11 +18,12 @@ from tools.modes import faults
 from tools.modes.lives import images_of, live
 from tools.modes.tally import Job
 from tools.modes.workloads import INCOMPRESSIBLE, remove_file
-from walbatch.testing.simulation import Cut, Fault, FaultPlan, LanePlan, Machine, Session, Workload
+from walbatch.testing.simulation import Cut, Fault, FaultPlan, LanePlan, Machine, Manner, Session, Workload
+from walbatch.testing.simulation.backend import Reaction
 from walbatch.testing.simulation.explore import quiet
 from walbatch.testing.simulation.faults import CallSite
 from walbatch.testing.simulation.history import Acknowledged, Drained, Ended, Event
-from walbatch.testing.simulation.workload import STORE, names_in, tree_bytes
+from walbatch.testing.simulation.looks import STORE, names_in, tree_bytes
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def test_every_place_in_the_source_that_calls_a_port_is_reached(scenarios: list[
     assert faults.call_sites() - reached == faults.UNREACHED.keys()
     assert reached <= faults.call_sites()
     assert CallSite("write", "storage/segment.py", "SegmentWriter.append") in reached
-    assert CallSite("open state", "engine.py", "Engine.open") in reached
+    assert CallSite("open state", "engine/opening.py", "open_assembly") in reached
 
 
 def test_every_cell_is_visited_in_the_first_turn(scenarios: list[faults.Scenario]) -> None:
@@ -146,19 +147,24 @@ def test_what_an_interval_lane_acknowledged_is_synced_also_when_the_engine_stops
 
 
 def test_two_flushes_of_a_lane_that_does_not_move_wait_and_do_not_spin() -> None:
+    away = True
+
+    def manners(_batch: wb.Batch, _call: int) -> Reaction:
+        return ConnectionRefusedError("nobody listens") if away else Manner.APPLY
+
     workload = Workload(name="flushes", run=lambda session: None)
 
     def use(session: Session) -> None:
+        nonlocal away
         session.open()
-        session.engine.pause("put")
         session.submit(b"a")
         before = session.process.threads.steps
         session.together(*[lambda: session.engine.flush("put", timeout=5.0)] * 2)
         assert session.process.threads.steps - before < 20_000, "they wake one another for ever"
-        session.engine.resume("put")
+        away = False
         session.close()
 
-    assert live(Machine(), [], workload, seed=1, name="0", use=use).error == ""
+    assert live(Machine(), [], workload, seed=1, name="0", use=use, manners=manners).error == ""
 
 
 def test_closing_says_so_when_unlogged_operations_of_a_paused_lane_are_dropped() -> None:
@@ -172,7 +178,7 @@ def test_closing_says_so_when_unlogged_operations_of_a_paused_lane_are_dropped()
         reports.append(session.engine.close(timeout=5.0))
 
     assert live(Machine(), [], workload, seed=1, name="0", use=use).error == ""
-    assert reports[0].reason.startswith("drained, except for lanes that are paused")
+    assert reports[0].reason.startswith("drained, except for what is delayed, paused")
 
 
 def test_a_lost_log_is_refused_again_and_again_although_its_state_is_damaged_too(tmp_path: Path) -> None:

@@ -45,11 +45,15 @@ def test_no_story_breaks_a_guarantee(tally: Tally) -> None:
         "crashes: power in the middle", "crashes: power behind the end", "crashes: kill in the middle", "faults injected: EIO",
         "faults injected: ENOSPC", "faults injected: EDQUOT", "faults injected: EROFS", "faults injected: EMFILE",
         "virtual seconds", "state silently stale", "one generation damaged", "both generations damaged", "state lost",
-        "lies of backends",
+        "lies of backends", "burials", "requeues", "cancellations",
     ],
 )  # fmt: skip
 def test_stories_vary_in_everything(tally: Tally, figure: str) -> None:
     assert tally.figures[figure] > 0
+
+
+def test_what_has_died_is_requeued_in_many_stories(tally: Tally) -> None:
+    assert tally.figures["requeues"] * 4 > tally.figures["seeded runs"]
 
 
 def test_parts_tell_different_stories(tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ from walbatch.testing.simulation import (
     Workload,
 )
 from walbatch.testing.simulation.history import Ended, Event
-from walbatch.testing.simulation.workload import OpenEngine, verify_by_use
+from walbatch.testing.simulation.verify import verify_by_use
+from walbatch.testing.simulation.workload import OpenEngine
 
 EXAMPLES = 2 * settings().max_examples
 STEPS = 16

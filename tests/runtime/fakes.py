@@ -11,7 +11,7 @@ from walbatch.errors import WalbatchError
 from walbatch.ports import DecodedFrame
 from walbatch.runtime.clock import RealThreads
 from walbatch.runtime.committer import CommitSettings, Committed, Committer
-from walbatch.types import Position
+from walbatch.types import Checkpoint, Options, Position
 
 MS = 1_000_000
 
@@ -45,7 +45,9 @@ class FakeLog:
         self.synced_lsn = 0
         self.disk_bytes = 0
         self.checkpointed_lsn = 0
+        self.has_options = False
         self.trimmed: list[int] = []
+        self.compacted: list[Checkpoint] = []
         self._busy = threading.Lock()
 
     def _enter(self, call: str) -> None:
@@ -57,7 +59,7 @@ class FakeLog:
 
     def append(
         self, *, first_lsn: int, kinds: Sequence[str], kind_indexes: Sequence[int], priorities: Sequence[int],
-        keys: Sequence[bytes], payloads: Sequence[bytes], synced_lsn: int,
+        keys: Sequence[bytes], payloads: Sequence[bytes], synced_lsn: int, options: Sequence[Options] = (),
     ) -> Position:  # fmt: skip
         self._enter("append")
         assert first_lsn == self.last_lsn + 1
@@ -84,12 +86,26 @@ class FakeLog:
     def end(self) -> Position:
         return Position(1, 512 * (self.last_lsn + 1))
 
-    def read_frame(self, position: Position, *, wanted: frozenset[str] | None = None) -> DecodedFrame | None:
+    def read_frame(
+        self,
+        position: Position,
+        *,
+        next_lsn: int,
+        wanted: frozenset[str] | None = None,
+        priority_min: int = 0,
+    ) -> DecodedFrame | None:
         return None
+
+    def position_of(self, lsn: int) -> Position:
+        return Position(1, 512 * lsn)
 
     def trim(self, lsn: int) -> int:
         self.trimmed.append(lsn)
         return 0
+
+    def compact(self, covered: Checkpoint) -> bool:
+        self.compacted.append(covered)
+        return False
 
     def of(self, call: str) -> list[tuple[Any, ...]]:
         return [event for event in self.events if event[0] == call]

@@ -13,8 +13,10 @@ import walbatch as wb
 from tests.runtime.fakes import Caller, FakeLog, Gate, Rig
 from tests.support import wait_until
 from walbatch import limits
+from walbatch.errors import DurabilityUnknown
 from walbatch.ports import Log
 from walbatch.runtime.clock import RealCondition, RealThreads
+from walbatch.runtime.ticket import Promise
 
 
 def queued(rig: Rig) -> int:
@@ -160,6 +162,28 @@ def test_unsynced_bytes_are_bounded() -> None:
     assert len(rig.log.of("sync")) == 2
     rig.stop()
     assert rig.committer.durable_lsn == 40
+
+
+@pytest.mark.parametrize("needs_sync", [False, True])
+def test_what_is_written_is_not_acknowledged_any_more_once_the_log_has_failed(
+    monkeypatch: pytest.MonkeyPatch, needs_sync: bool
+) -> None:
+    rig = Rig(interval_ms=3_600_000)
+    wait = Promise.wait
+
+    def fail_meanwhile(promise: Promise, timeout_ns: int | None) -> bool:
+        happened = wait(promise, timeout_ns)
+        rig.committer.halt(DurabilityUnknown("a sync failed"))
+        return happened
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Promise, "wait", fail_meanwhile)
+        if needs_sync:
+            assert rig.submit(b"a", needs_sync=True)[0] == 1, "it was synced before"
+        else:
+            with pytest.raises(DurabilityUnknown):
+                rig.submit(b"a", needs_sync=False)
+    rig.stop()
 
 
 def test_stopping_syncs_what_an_interval_lane_has_written() -> None:
@@ -615,4 +639,4 @@ def test_a_committer_says_what_it_does() -> None:
 def test_the_fake_log_is_a_log() -> None:
     log: Log = FakeLog()
     assert log.trim(0) == 0
-    assert log.read_frame(log.end) is None
+    assert log.read_frame(log.end, next_lsn=0) is None

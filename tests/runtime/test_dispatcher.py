@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections import defaultdict
@@ -15,7 +16,8 @@ from tests.memory import MemoryFileSystem, environment
 from tests.runtime.fakes import Caller
 from tests.support import FAST, QUICK_RETRY, Recorder, wait_until
 from walbatch import limits
-from walbatch.runtime.dispatcher import DUE_FLOOR_NS, TICK_FLOOR_NS
+from walbatch.runtime.dispatcher import DUE_FLOOR_NS, TICK_FLOOR_NS, Dispatcher
+from walbatch.runtime.reader import Reader
 
 ROOT = "/q"
 SETTINGS = wb.Settings(segment_bytes=2**16, memory_bytes_max=2**20, timer_ms=1, checkpoint_ms=1)
@@ -127,7 +129,7 @@ def test_a_worker_that_dies_is_reported_and_everybody_is_told(monkeypatch: pytes
     def broken(*_: object) -> None:
         raise MemoryError("of anything")
 
-    monkeypatch.setattr(engine._dispatcher, "_settle", broken)
+    monkeypatch.setattr(engine._dispatcher._delivery, "_settle", broken)
     ticket = engine.submit("put", key=b"k")
     with pytest.raises(wb.WalbatchError, match="thread of the engine died"):
         ticket.result(timeout=30)
@@ -138,15 +140,17 @@ def test_a_worker_that_dies_is_reported_and_everybody_is_told(monkeypatch: pytes
     assert engine.close().reason.startswith("failed")
 
 
-@pytest.mark.parametrize("method", ["_cut_due", "_cohort"])
-def test_a_timer_or_reader_that_dies_is_reported(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    engine = open_engine(one_lane(Recorder()))
-
+@pytest.mark.parametrize(("part", "method"), [(Dispatcher, "_due"), (Reader, "_refill")])
+def test_a_timer_or_reader_that_dies_is_reported(
+    monkeypatch: pytest.MonkeyPatch, part: type, method: str
+) -> None:
     def broken(*_: object) -> None:
         raise MemoryError("of anything")
 
-    monkeypatch.setattr(engine._dispatcher, method, broken)
-    engine.submit_nowait("put", key=b"k")
+    monkeypatch.setattr(part, method, broken)
+    engine = open_engine(one_lane(Recorder()))
+    with contextlib.suppress(wb.StorageError):
+        engine.submit_nowait("put", key=b"k")
     wait_until(lambda: engine.stats().state == "failed", what="the thread has died")
     with pytest.raises(wb.StorageError, match="thread of the engine died"):
         engine.submit("put", key=b"k")
@@ -278,8 +282,8 @@ def test_a_paused_lane_delivers_nothing_until_it_is_resumed() -> None:
     with open_engine(one_lane(recorder)) as engine:
         engine.pause("put")
         ticket = engine.submit("put", key=b"k")
-        with pytest.raises(wb.ResultTimeout):
-            engine.flush("put", timeout=0.02)
+        with pytest.raises(wb.ConfigError, match="resume it first"):
+            engine.flush("put", timeout=30)
         assert recorder.applied == []
         assert engine.stats().lanes["put"].paused
         engine.resume("put")
@@ -360,8 +364,7 @@ def test_a_flush_of_an_unlogged_lane_waits_for_its_operations() -> None:
 
 
 def test_a_flush_ends_when_the_engine_is_closed() -> None:
-    engine = open_engine(one_lane(Recorder()))
-    engine.pause("put")
+    engine = open_engine(one_lane(down))
     engine.submit("put", key=b"k")
     flushing = Caller(lambda: engine.flush("put"))
     wait_until(lambda: engine._dispatcher._shards[0].flush_lsn == 1, what="the flush waits")

@@ -17,7 +17,7 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from walbatch.storage.checkpoint import LmdbState
@@ -124,7 +124,7 @@ def look(path: Path) -> str:
             return "silent"
 
 
-def outcome(folder: Path, data: bytes) -> str:
+def outcome(folder: Path, data: bytes, look: Callable[[Path], str]) -> str:
     """The outcome for these bytes, found out in a child."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "state").mkdir(parents=True)
@@ -153,7 +153,7 @@ def main(folder: str, kind: str, seed: str, count: str) -> None:
     data = (root / "sound" / "data.mdb").read_bytes()
     outcomes: collections.Counter[str] = collections.Counter()
     for copy in damaged(data, kind, random.Random(int(seed)), int(count)):
-        outcomes[outcome(root / "damaged", copy)] += 1
+        outcomes[outcome(root / "damaged", copy, look)] += 1
     print(json.dumps(outcomes))
 
 

@@ -21,11 +21,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.storage.states import OTHER, STORE, tamper
 from walbatch import limits
 from walbatch.core.checksum import crc32c
 from walbatch.errors import ConfigError, CorruptionError, EngineClosed, StorageError, UnsupportedFormat
 from walbatch.ports import StateStore
-from walbatch.storage import envelope, statefile
+from walbatch.storage import envelope, statefile, statefolder
 from walbatch.storage.checkpoint import LmdbState
 from walbatch.storage.envelope import (
     ForeignValueError,
@@ -39,8 +40,6 @@ from walbatch.storage.envelope import (
 from walbatch.types import Checkpoint, LaneMark, LaneMemory, Mark
 
 ROOT = Path(__file__).resolve().parents[2]
-STORE = b"store-uuid-16-by"
-OTHER = b"another-stores-u"
 LANES = {
     "put": LaneMemory(name="put", shards=4, url="lmdb:///data/blocks"),
     "notify": LaneMemory(name="notify", shards=1),
@@ -94,18 +93,6 @@ def loaded(path: Path, **options: Any) -> tuple[int | None, list[str]]:
     return found.generation if found else None, [*findings, *lane_findings]
 
 
-def tamper(path: Path, database: bytes, key: bytes, change: Callable[[bytes], bytes | None]) -> None:
-    """Replace a stored value by what `change` makes of it (None: remove it), behind the back of LmdbState."""
-    with lmdb.open(str(path), max_dbs=8) as env:
-        handle = env.open_db(database)
-        with env.begin(db=handle, write=True) as txn:
-            value = change(txn.get(key, b""))
-            if value is None:
-                txn.delete(key)
-            else:
-                txn.put(key, value)
-
-
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Everything in a folder: times of change and contents."""
     return {
@@ -156,7 +143,7 @@ def test_what_was_saved_is_loaded_by_the_next_opener(path: Path) -> None:
 
 def test_a_save_replaces_the_older_of_two_generations(path: Path) -> None:
     saved(path, 1, 2, 3)
-    tamper(path, b"checkpoint", b"1", lambda _: None)
+    tamper(path, "checkpoint", b"1", lambda _: None)
     assert loaded(path, readonly=True) == (2, [])
 
 
@@ -236,9 +223,9 @@ def overwrite(offset: int, data: bytes) -> Callable[[Path], None]:
 def swap_generations(path: Path) -> None:
     values: list[bytes] = []
     for key in (b"0", b"1"):
-        tamper(path, b"checkpoint", key, lambda value: values.append(value) or value)  # type: ignore[func-returns-value]
-    tamper(path, b"checkpoint", b"0", lambda _: values[1])
-    tamper(path, b"checkpoint", b"1", lambda _: values[0])
+        tamper(path, "checkpoint", key, lambda value: values.append(value) or value)  # type: ignore[func-returns-value]
+    tamper(path, "checkpoint", b"0", lambda _: values[1])
+    tamper(path, "checkpoint", b"1", lambda _: values[0])
 
 
 def replace_by_link(name: str) -> Callable[[Path], None]:
@@ -271,55 +258,55 @@ def value(key: bytes, generation: int, store: bytes = STORE) -> Callable[[bytes]
 
 def both(change: Callable[[bytes], bytes | None]) -> Callable[[Path], None]:
     def damage(path: Path) -> None:
-        tamper(path, b"checkpoint", b"0", change)
-        tamper(path, b"checkpoint", b"1", change)
+        tamper(path, "checkpoint", b"0", change)
+        tamper(path, "checkpoint", b"1", change)
 
     return damage
 
 
 def foreign_state(path: Path) -> None:
     for key in (b"0", b"1"):
-        tamper(path, b"checkpoint", key, value(key, 8 + int(key), OTHER))
+        tamper(path, "checkpoint", key, value(key, 8 + int(key), OTHER))
 
 
 # Situation: how to damage generations 6 and 7; the generation that must survive; a finding (None: nothing is wrong).
 DAMAGE: dict[str, tuple[Callable[[Path], object], int | None, str | None]] = {
     "no damage": (lambda path: None, 7, None),
-    "the newest generation": (lambda p: tamper(p, b"checkpoint", b"1", flip), 6, "b'1'.*checksum"),
-    "the older generation": (lambda p: tamper(p, b"checkpoint", b"0", flip), 7, "b'0'.*checksum"),
+    "the newest generation": (lambda p: tamper(p, "checkpoint", b"1", flip), 6, "b'1'.*checksum"),
+    "the older generation": (lambda p: tamper(p, "checkpoint", b"0", flip), 7, "b'0'.*checksum"),
     "the newest generation is cut": (
-        lambda p: tamper(p, b"checkpoint", b"1", lambda v: v[:40]),
+        lambda p: tamper(p, "checkpoint", b"1", lambda v: v[:40]),
         6,
         "damaged",
     ),
-    "the newest generation is empty": (lambda p: tamper(p, b"checkpoint", b"1", lambda _: b""), 6, "0 bytes"),
+    "the newest generation is empty": (lambda p: tamper(p, "checkpoint", b"1", lambda _: b""), 6, "0 bytes"),
     "both generations": (both(flip), None, "checksum"),
     "generations swapped": (swap_generations, None, "checksum"),
     "another store's value": (
-        lambda p: tamper(p, b"checkpoint", b"1", value(b"1", 9, OTHER)),
+        lambda p: tamper(p, "checkpoint", b"1", value(b"1", 9, OTHER)),
         6,
         f"belongs to the store {OTHER.hex()}",
     ),
     "another store's state": (foreign_state, None, "belongs to the store"),
     "a generation in the wrong slot": (
-        lambda p: tamper(p, b"checkpoint", b"1", value(b"1", 8)),
+        lambda p: tamper(p, "checkpoint", b"1", value(b"1", 8)),
         6,
         "generation 8",
     ),
-    "an unknown key": (lambda p: tamper(p, b"checkpoint", b"2", value(b"2", 8)), 7, "b'2'"),
+    "an unknown key": (lambda p: tamper(p, "checkpoint", b"2", value(b"2", 8)), 7, "b'2'"),
     "a sound envelope around nonsense": (
-        lambda p: tamper(p, b"checkpoint", b"1", lambda _: seal(b"1", b"nonsense", STORE)),
+        lambda p: tamper(p, "checkpoint", b"1", lambda _: seal(b"1", b"nonsense", STORE)),
         6,
         "too early",
     ),
-    "a lane's memory": (lambda p: tamper(p, b"lanes", b"put", flip), 7, "lane b'put'.*damaged"),
+    "a lane's memory": (lambda p: tamper(p, "lanes", b"put", flip), 7, "lane b'put'.*damaged"),
     "a lane's name that is no text": (
-        lambda p: tamper(p, b"lanes", b"\xff", lambda _: seal(b"\xff", encode_lane(LANES["put"]), STORE)),
+        lambda p: tamper(p, "lanes", b"\xff", lambda _: seal(b"\xff", encode_lane(LANES["put"]), STORE)),
         7,
         "not usable",
     ),
     "a lane's memory that is too long": (
-        lambda p: tamper(p, b"lanes", b"put", lambda _: bytes(envelope.LANE_BYTES_MAX + 100)),
+        lambda p: tamper(p, "lanes", b"put", lambda _: bytes(envelope.LANE_BYTES_MAX + 100)),
         7,
         "no value of ours is that long",
     ),
@@ -404,7 +391,7 @@ def test_what_was_moved_aside_before_is_never_replaced(path: Path) -> None:
 def test_a_damaged_value_is_kept_once_however_often_the_store_is_opened(path: Path) -> None:
     saved(path, 6, 7)
     values: list[bytes] = []
-    tamper(path, b"checkpoint", b"1", lambda found: values.append(flip(found)) or values[0])  # type: ignore[func-returns-value]
+    tamper(path, "checkpoint", b"1", lambda found: values.append(flip(found)) or values[0])  # type: ignore[func-returns-value]
     for _ in range(3):
         opened(path).close()
     copies = [*(path.parent / "quarantine").glob("state-value-*.bytes")]
@@ -426,7 +413,7 @@ def test_a_newer_version_is_refused_and_nothing_is_changed(path: Path) -> None:
         return lambda _: covered + struct.pack("<I", crc32c(covered, crc32c(key, 0)))
 
     saved(path, 6, 7)
-    tamper(path, b"checkpoint", b"1", newer(b"1"))
+    tamper(path, "checkpoint", b"1", newer(b"1"))
     before = (path / "data.mdb").read_bytes()
     with pytest.raises(UnsupportedFormat, match=r"version 2.*upgrade"):
         opened(path)
@@ -618,7 +605,7 @@ def test_a_file_system_that_cannot_reserve_room_does_without(
 def test_the_lock_file_has_no_holes_that_a_full_disk_could_not_fill(path: Path) -> None:
     saved(path, 1)
     lock = (path / "lock.mdb").stat()
-    assert lock.st_size == statefile.LOCK_BYTES, "LMDB did not extend it"
+    assert lock.st_size == statefolder.LOCK_BYTES, "LMDB did not extend it"
     assert lock.st_blocks * 512 >= lock.st_size
 
 
@@ -628,9 +615,9 @@ def test_on_a_full_disk_lmdb_is_not_let_near_a_lock_file_with_holes(
     saved(path, 1)
     (path / "lock.mdb").unlink()
     (path / "lock.mdb").touch()
-    os.truncate(path / "lock.mdb", statefile.LOCK_BYTES)
+    os.truncate(path / "lock.mdb", statefolder.LOCK_BYTES)
     with monkeypatch.context() as full:
-        full.setattr(statefile, "DISK_FULL_BYTES", 2**62)
+        full.setattr(statefolder, "DISK_FULL_BYTES", 2**62)
         for shared in (False, True):
             with pytest.raises(StorageError, match="make room") as caught:
                 LmdbState.open(str(path), STORE, shared=shared)
@@ -876,5 +863,5 @@ def test_more_entries_than_any_store_has_cost_bounded_memory(path: Path) -> None
             txn.put(b"z%05d" % number, b"?")
     generation, findings = loaded(path, readonly=True)
     assert generation == 1
-    assert findings[0] == "state holds more than 256 entries of one kind: the rest is ignored"
+    assert findings[0] == "state holds more than 256 entries in its table lanes: the rest is ignored"
     assert len(findings) < 300

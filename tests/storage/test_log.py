@@ -33,7 +33,7 @@ def new_store() -> MemoryFileSystem:
     return MemoryFileSystem.of("/q", {"identity": encode_identity(bytes(16), 0)})
 
 
-def look(fs: MemoryFileSystem, *, watermark: int = 0) -> StoreFacts:
+def look(fs: MemoryFileSystem, *, watermark: int = 0, full: bool = False) -> StoreFacts:
     identity, store = read_identity(fs, LAYOUT)
     checkpoint = None
     if watermark:
@@ -45,14 +45,16 @@ def look(fs: MemoryFileSystem, *, watermark: int = 0) -> StoreFacts:
             segment=1,
             settled_count=watermark,
         )
-    return survey(fs, LAYOUT, identity=identity, store=store, checkpoint=checkpoint)
+    return survey(fs, LAYOUT, identity=identity, store=store, checkpoint=checkpoint, full=full)
 
 
-def open_log(fs: MemoryFileSystem, *, watermark: int = 0) -> Log:
+def open_log(fs: MemoryFileSystem, *, watermark: int = 0, settings: LogSettings | None = None) -> Log:
     facts = look(fs, watermark=watermark)
     plan = make_plan(facts)
     assert plan.refusal is None, plan.refusal
-    return Log.open(fs, LAYOUT, RealClock(), RealEntropy(), RealThreads(), SETTINGS, facts=facts, plan=plan)
+    return Log.open(
+        fs, LAYOUT, RealClock(), RealEntropy(), RealThreads(), settings or SETTINGS, facts=facts, plan=plan
+    )
 
 
 def append(log: Log, *payloads: bytes, kind: str = "put", sync: bool = True) -> Position:
@@ -66,10 +68,10 @@ def append(log: Log, *payloads: bytes, kind: str = "put", sync: bool = True) -> 
 
 
 def frames(log: Log, *, wanted: frozenset[str] | None = None) -> Iterator[DecodedFrame]:
-    position = Position(1, SECTOR)
-    while (frame := log.read_frame(position, wanted=wanted)) is not None:
+    position, next_lsn = Position(1, SECTOR), 0
+    while (frame := log.read_frame(position, next_lsn=next_lsn, wanted=wanted)) is not None:
         yield frame
-        position = frame.next_position
+        position, next_lsn = frame.next_position, frame.last_lsn + 1
 
 
 def payloads_of(log: Log) -> dict[int, bytes]:
@@ -154,10 +156,10 @@ def test_reading_back_skips_segments_and_frames_that_hold_nothing_wanted() -> No
 def test_every_position_between_two_frames_leads_to_the_next() -> None:
     log = filled(new_store(), 12)
     first = next(frames(log))
-    assert log.read_frame(first.next_position).lsns == range(2, 3)  # type: ignore[union-attr]
-    assert log.read_frame(Position(1, 4096)).lsns[0] > 1  # type: ignore[union-attr]
-    assert log.read_frame(log.end) is None
-    assert log.read_frame(Position(99, SECTOR)) is None
+    assert log.read_frame(first.next_position, next_lsn=2).lsns == range(2, 3)  # type: ignore[union-attr]
+    assert log.read_frame(Position(1, 4096), next_lsn=0).lsns[0] > 1  # type: ignore[union-attr]
+    assert log.read_frame(log.end, next_lsn=0) is None
+    assert log.read_frame(Position(99, SECTOR), next_lsn=0) is None
     log.close(next_lsn=None)
 
 
@@ -178,7 +180,7 @@ def test_appending_and_reading_go_on_at_once() -> None:
     while not writing.done:
         position = Position(1, SECTOR)
         seen = 0
-        while (frame := log.read_frame(position)) is not None:
+        while (frame := log.read_frame(position, next_lsn=seen + 1)) is not None:
             assert list(frame.lsns) == [seen + 1]
             seen += 1
             assert frame.payloads[0] == b"%d" % seen * 100
@@ -225,7 +227,7 @@ def test_a_reader_of_a_trimmed_segment_goes_on_behind_it() -> None:
     log = filled(fs)
     first = next(frames(log))
     log.trim(10**9)
-    assert log.read_frame(first.next_position).lsns[0] > 20  # type: ignore[union-attr]
+    assert log.read_frame(first.next_position, next_lsn=2).lsns[0] > 20  # type: ignore[union-attr]
     log.close(next_lsn=None)
 
 
@@ -240,7 +242,7 @@ def test_trimming_does_not_take_a_file_from_under_its_reader() -> None:
             assert go.wait(30)
 
     fs.fail = hold
-    reading = Caller(lambda: log.read_frame(Position(1, SECTOR)))
+    reading = Caller(lambda: log.read_frame(Position(1, SECTOR), next_lsn=0))
     assert reached.wait(30)
     assert log.trim(10**9) > 1
     go.set()

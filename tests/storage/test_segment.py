@@ -12,15 +12,8 @@ import pytest
 import walbatch as wb
 from tests.core.segments import STORE, columns_of, segment_header
 from tests.memory import MemoryFileSystem, fail_at
-from walbatch.core.frame import (
-    EMPTY_BODY,
-    FLAG_CLEAN,
-    SECTOR,
-    FrameType,
-    HeaderState,
-    decode_body,
-    encode_body,
-)
+from walbatch.core.columns import decode_body, encode_body
+from walbatch.core.frame import EMPTY_BODY, FLAG_CLEAN, SECTOR, FrameType, HeaderState
 from walbatch.core.scanner import SegmentScan, Visit, scan_segment
 from walbatch.storage.segment import FirstFrame, SegmentWriter, next_wanted_offset, read_footer, read_header
 

@@ -16,8 +16,9 @@ from walbatch.core.frame import (
     decode_segment_header,
     encode_segment_header,
 )
-from walbatch.core.recovery import StoreFacts
+from walbatch.core.recovery import IdentityState, StoreFacts, make_plan
 from walbatch.core.scanner import Visit
+from walbatch.storage.dropped import write_dropped
 from walbatch.storage.layout import Layout, read_identity
 from walbatch.storage.survey import segment_numbers, survey
 from walbatch.types import Checkpoint
@@ -111,6 +112,27 @@ def test_a_footer_is_not_trusted_beyond_where_the_next_segment_cuts_off(fs: Memo
     assert segment.footer is None
     assert segment.scan is not None
     assert (segment.scan.last_lsn, segment.end_offset) == (footer.last_lsn - 1, lost)
+
+
+def test_under_which_marks_operations_were_dropped_is_read_before_any_segment(fs: MemoryFileSystem) -> None:
+    """Beside a live engine, what it says was durable must be in what is read after it."""
+    store = read_identity(fs, LAYOUT)[1]
+    assert store is not None
+    noted = Checkpoint(generation=1, epoch=1, watermark=0, durable_lsn=40, segment=2, settled_count=0)
+    write_dropped(fs, LAYOUT, store, noted)
+    facts = look(fs)
+    fs.unlink(LAYOUT.dropped)
+    assert facts.dropped == noted
+    read = [path for call, path in fs.calls if call == "open_read" and path.startswith(LAYOUT.wal)]
+    assert read[0] == LAYOUT.dropped
+    assert set(read[1:]) == {LAYOUT.segment(segment.number) for segment in facts.segments}
+
+
+def test_without_an_identity_the_marks_tell_only_that_the_store_was_used() -> None:
+    damaged = MemoryFileSystem.of("/q", {"wal/dropped": b"whatever"})
+    facts = survey(damaged, LAYOUT, identity=IdentityState.MISSING, store=None, checkpoint=None)
+    assert facts.dropped is None
+    assert [case.label for case in make_plan(facts).cases] == ["S1"]
 
 
 def test_progress_ends_at_all_bytes(fs: MemoryFileSystem) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 
 import walbatch as wb
 from walbatch.testing.simulation.disk import PIECE_BYTES
+from walbatch.testing.simulation.looks import STORE
 from walbatch.testing.simulation.machine import Process
-from walbatch.testing.simulation.workload import STORE
 from walbatch.types import Batch, CutReason
 
 

@@ -386,9 +386,8 @@ def test_the_end_of_a_process_that_leaves_its_engine_open_is_replayed(pytester: 
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (".result()", "Livelock: no end after 100,001 steps"),
-        (".result(timeout=9)", "ResultTimeout"),
-        ("", "Livelock"),
+        (".result()", r"OperationDead: operation 1 was given up \(attempts\): TypeError: a typo"),
+        (".result(timeout=0.2)", "ResultTimeout"),
     ],
 )
 def test_a_backend_that_always_fails_is_named_with_its_failure(
@@ -397,7 +396,7 @@ def test_a_backend_that_always_fails_is_named_with_its_failure(
     use = "lambda process: (lambda e: (e.submit('put', key=b'k', payload=b'v')%s, e.flush()))(opened(process, raises))"
     output = crash_test(pytester, use % call)
     assert re.search(says, output)
-    assert "failed and will be tried again: TypeError('a typo')" in output
+    assert "failed and will be tried again: TypeError: a typo" in output
 
 
 @pytest.mark.parametrize("fails", ["pytest.fail('gone')", "pytest.raises(KeyError, lambda: None)"])

@@ -14,7 +14,9 @@ from unittest import mock
 
 from walbatch.core.frame import FrameHeader, SegmentHeader
 from walbatch.storage import survey
-from walbatch.storage.log import Frame, Log
+from walbatch.storage.log import Log
+from walbatch.storage.reading import Frame, Reader
+from walbatch.storage.segment import ClosedSegment
 from walbatch.types import Position
 
 CHANGED = 0
@@ -27,16 +29,24 @@ _found: dict[object, Any] = {}
 class RememberingLog(Log):
     """A log that remembers the frames of unchanged segments."""
 
-    def _read_at(self, segment: SegmentHeader, position: Position) -> Frame | FrameHeader | None:
-        file = self._file(position.segment)
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._reader = _RememberingReader(self._fs, self._layout, self._extent_at)
+
+
+class _RememberingReader(Reader):
+    def _read_at(
+        self, segment: ClosedSegment, position: Position, next_lsn: int
+    ) -> Frame | FrameHeader | None:
+        file = self._file(segment.header)
         number = file._inode.number if file is not None else CHANGED  # type: ignore[attr-defined]  # noqa: SLF001
         if number >= CHANGED:
-            return super()._read_at(segment, position)
-        key = (number, segment.salt, position)
-        frame = _found.get(key)
-        if frame is None:
-            frame = _found[key] = super()._read_at(segment, position)
-        return frame
+            return super()._read_at(segment, position, next_lsn)
+        key = (number, segment.header.salt, position, next_lsn)
+        if key not in _found:
+            _found[key] = super()._read_at(segment, position, next_lsn)
+        found: Frame | FrameHeader | None = _found[key]
+        return found
 
 
 def _remembering(read: Callable[..., Any]) -> Callable[..., Any]:

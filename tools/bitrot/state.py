@@ -160,9 +160,10 @@ def _read_back(store: OpenStore) -> dict[int, bytes]:
     rows: dict[int, bytes] = {}
     try:
         position = Position(store.plan.first_segment, wb.limits.SECTOR_BYTES)
-        while (frame := log.read_frame(position)) is not None:
+        next_lsn = 0
+        while (frame := log.read_frame(position, next_lsn=next_lsn)) is not None:
             rows.update(zip(frame.lsns, frame.payloads, strict=True))
-            position = frame.next_position
+            position, next_lsn = frame.next_position, frame.last_lsn + 1
     finally:
         log.close(next_lsn=None)
     return rows

@@ -20,17 +20,19 @@ from walbatch import limits
 from walbatch.core.frame import FrameHeader, SegmentHeader, decode_segment_header
 from walbatch.core.scanner import scan_segment
 from walbatch.engine import Environment
+from walbatch.testing.simulation.commits import newest_checkpoint
 from walbatch.testing.simulation.directory import Directory
 from walbatch.testing.simulation.disk import Inode
 from walbatch.testing.simulation.history import AppliedTo, Event
 from walbatch.testing.simulation.machine import Machine, Process
-from walbatch.testing.simulation.state import newest_checkpoint
 from walbatch.types import Checkpoint
 
 ROOT: Final = "/store"
 SECTOR: Final = limits.SECTOR_BYTES
 STORE_BYTES: Final = 64 * limits.KIB
 """Segments are added until the closed store has at least this many bytes of them: 524,288 bits."""
+SPARE_BYTES: Final = 3 * 8192
+"""What compactions may take of it again until it is closed."""
 
 QUIET_MS: Final = 1_000.0
 TICK_S: Final = 0.05
@@ -165,7 +167,7 @@ class _History:
 
         def live(process: Process) -> None:
             self._open(process, held=True)
-            while sum(map(len, self._files(machine).values())) < STORE_BYTES:
+            while sum(map(len, self._files(machine).values())) < STORE_BYTES + SPARE_BYTES:
                 self._some(process)
             _rest(process)
             self._submit(process, "put", 2, 300)

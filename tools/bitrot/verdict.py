@@ -21,6 +21,7 @@ import walbatch as wb
 from tools.bitrot.memory import CHANGED, RememberingLog, remembering
 from tools.bitrot.store import PROMPT, ROOT, SECTOR, SETTINGS, Files, Placed, Row, Store
 from walbatch import limits
+from walbatch.core.frame import decode_segment_header
 from walbatch.errors import WalbatchError
 from walbatch.runtime.clock import RealThreads
 from walbatch.storage.layout import segment_number
@@ -29,11 +30,12 @@ from walbatch.storage.store import open_store
 from walbatch.testing.simulation.clock import ManualClock, SeededEntropy
 from walbatch.testing.simulation.directory import Directory
 from walbatch.testing.simulation.disk import Inode
+from walbatch.testing.simulation.faults import FaultPlan
 from walbatch.testing.simulation.filesystem import SimulatedFileSystem
 from walbatch.testing.simulation.history import AppliedTo, Event
 from walbatch.testing.simulation.machine import Machine, Process
-from walbatch.testing.simulation.state import StateDisk
-from walbatch.types import Checkpoint, LaneMemory, Position
+from walbatch.testing.simulation.state import SimulatedState, StateDisk
+from walbatch.types import Checkpoint, Position
 
 _numbers = itertools.count(CHANGED - 1, -1)
 
@@ -79,28 +81,12 @@ class Verdict:
     problem: str = ""
 
 
-class RestingState:
-    """The state of a store at rest: just the checkpoint. Implements `ports.StateStore`."""
-
-    def __init__(self, checkpoint: Checkpoint | None) -> None:
-        self._checkpoint = checkpoint
-
-    def load_checkpoint(self) -> tuple[Checkpoint | None, list[str]]:
-        """What it was made with."""
-        return self._checkpoint, []
-
-    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Nothing is saved: each damage begins with the same store."""
-
-    def load_lanes(self) -> tuple[dict[str, LaneMemory], list[str]]:
-        """None."""
-        return {}, []
-
-    def save_lanes(self, lanes: Mapping[str, LaneMemory]) -> None:
-        """Nothing is saved."""
-
-    def close(self) -> None:
-        """Nothing is open."""
+def resting_state(checkpoint: Checkpoint | None) -> SimulatedState:
+    """The state of a store at rest: just the checkpoint. What is saved in it is forgotten."""
+    return SimulatedState(
+        StateDisk([] if checkpoint is None else [checkpoint]), f"{ROOT}/state", faults=FaultPlan(),
+        on_call=lambda _call, _path: None, on_save=lambda _checkpoint: None,
+    )  # fmt: skip
 
 
 class Bench:
@@ -150,7 +136,7 @@ class Bench:
         try:
             with remembering() if remember else contextlib.nullcontext():
                 store = open_store(
-                    fs, ROOT, clock=self._clock, entropy=self._entropy, open_state=lambda _path, _uuid: RestingState(checkpoint),
+                    fs, ROOT, clock=self._clock, entropy=self._entropy, open_state=lambda _path, _uuid: resting_state(checkpoint),
                     note={"pid": 1}, full=full,
                 )  # fmt: skip
         except Exception as error:  # noqa: BLE001 - judged: an error that is not typed is a finding
@@ -228,10 +214,11 @@ class Bench:
             return Verdict(outcome=Outcome.HARMLESS)
         if checkpoint is None and "S7" in opened.labels:
             # Without state/ nothing tells whether the oldest segments are lost, or were trimmed: that much is S7's to say.
+            # So it is where the oldest one has become what it was before others were merged into it.
             left = [
-                header.first_lsn
+                (decode_segment_header(data[:SECTOR])[1] or header).first_lsn
                 for name, header in store.headers.items()
-                if changes.get(name, b"") is not None
+                if (data := changes.get(name, b"")) is not None
             ]
             missing = {lsn for lsn in missing if lsn >= min(left, default=0)}
             if not missing:
@@ -330,14 +317,17 @@ class Bench:
 
 def _read(log: Log, position: Position, rows: dict[int, Row], *, end: Position | None = None) -> None:
     """Read frames back from `position` on, to the end of the log or to `end`."""
-    while (end is None or position < end) and (frame := log.read_frame(position)) is not None:
+    next_lsn = 0
+    while (end is None or position < end) and (
+        frame := log.read_frame(position, next_lsn=next_lsn)
+    ) is not None:
         kinds = frame.kinds
         rows.update(zip(
             frame.lsns,
             zip([kinds[index] for index in frame.kind_indexes], frame.keys, frame.payloads, frame.priorities, strict=True),
             strict=True,
         ))  # fmt: skip
-        position = frame.next_position
+        position, next_lsn = frame.next_position, frame.last_lsn + 1
 
 
 def inode_of(data: bytes, number: int) -> Inode:

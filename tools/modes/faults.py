@@ -14,16 +14,17 @@ import ast
 import errno
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import walbatch
-from tools.modes.lives import images_of, live
+from tools.modes.lives import Life, images_of, live
 from tools.modes.prediction import predict
 from tools.modes.tally import Job, Progress, Tally
 from tools.modes.workloads import WORKLOADS
+from walbatch.ports import StateStore
 from walbatch.testing.simulation import (
     Cut,
     FailedSync,
@@ -39,7 +40,8 @@ from walbatch.testing.simulation.backend import Manners
 from walbatch.testing.simulation.explore import quiet
 from walbatch.testing.simulation.faults import CallSite
 from walbatch.testing.simulation.history import Ended, Event
-from walbatch.testing.simulation.workload import verify_by_use
+from walbatch.testing.simulation.machine import OnStep
+from walbatch.testing.simulation.verify import verify_by_use
 
 MODE: Final = "faults"
 ERRORS: Final = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -55,16 +57,21 @@ POINTS_MAX: Final = 5
 IMAGES: Final = 2
 """Machines that one power cut leaves."""
 
-TORN_IN: Final = ("single", "interval", "roll", "transactional", "reopen")
+TORN_IN: Final = ("single", "interval", "roll", "transactional", "reopen", "merge")
 """Workloads whose crashed machines are the scenarios of recovery."""
 
+MERGED_IN: Final = ("merge",)
+"""Workloads that are killed right before each removal of a file: the next opening finds what it was to remove."""
+
 PACKAGE: Final = Path(walbatch.__file__).parent
-SOURCES: Final = ("storage", "runtime", "engine.py", "lanes.py")
+SOURCES: Final = ("storage", "runtime", "engine", "lanes.py")
 
 REAL: Final = {
     "storage/filesystem.py": "the real file system itself: its calls are made to fail in the kernel",
     "storage/checkpoint.py": "the real state, whose place the simulated one takes",
     "storage/statefile.py": "the real state's file",
+    "storage/statefolder.py": "the real state's folder",
+    "storage/tables.py": "the tables of the real state",
     "storage/holder.py": "asks the kernel who holds a real lock",
     "storage/observation.py": "a look beside a live engine, on real files",
 }
@@ -83,7 +90,11 @@ _FILES: Final = frozenset({
     "write", "read", "datasync", "preallocate", "truncate", "size", "make_directory", "list_directory", "create", "open_read",
     "rename", "unlink", "sync_directory", "lock", "exists", "is_directory",
 })  # fmt: skip
-_STATES: Final = frozenset({"load_checkpoint", "save_checkpoint", "load_lanes", "save_lanes", "open_state"})
+_STATES: Final = frozenset(
+    {name for name in vars(StateStore) if not name.startswith("_")} - {"close", "forget_given_up"}
+    | {"open_state"}
+)
+"""Calls of the state. Two of its methods write nothing and cannot fail."""
 _PORTS: Final = frozenset({
     "fs", "_fs", "file", "_file", "source", "target", "copy", "state", "_state", "environment",
 })  # fmt: skip
@@ -187,33 +198,64 @@ def scenarios() -> list[Scenario]:
     ]
     reached = {site for scenario in found for _, _, site in scenario.calls}
     for name in TORN_IN:
-        scenario = next(scenario for scenario in found if scenario.name == name)
-        for candidate in _crashed(scenario, Cut.POWER, steps=9):
+        scenario = _named(found, name)
+        for candidate in _crashed(scenario, Cut.POWER, _spread(scenario, 9)):
             traced = candidate.traced()
             sites = {site for _, _, site in traced.calls}
             if not sites - reached:
                 continue
             reached |= sites
             found.append(traced)
-            for later in _crashed(traced, Cut.KILL, steps=len(traced.calls)):
+            for later in _crashed(traced, Cut.KILL, _spread(traced, len(traced.calls))):
                 again = later.traced()
                 sites = {site for _, _, site in again.calls}
                 if sites - reached:
                     reached |= sites
                     found.append(again)
+    for name in MERGED_IN:
+        scenario = _named(found, name)
+        for candidate in _crashed(scenario, Cut.KILL, _steps(scenario, "unlink")):
+            traced = candidate.traced()
+            sites = {site for _, _, site in traced.calls}
+            if sites - reached:
+                reached |= sites
+                found.append(traced)
     return found
 
 
-def _crashed(scenario: Scenario, cut: Cut, *, steps: int) -> Iterator[Scenario]:
-    """The machines that are left when the life of `scenario` is cut off."""
-    history = list(scenario.past)
-    whole = live(
-        scenario.start(), history, scenario.workload, seed=scenario.seed, name=scenario.life, use=scenario.use,
-        manners=scenario.manners,
+def _named(found: Sequence[Scenario], name: str) -> Scenario:
+    return next(scenario for scenario in found if scenario.name == name)
+
+
+def _whole(scenario: Scenario, on_step: OnStep | None = None) -> Life:
+    """The life of `scenario`, which nothing cuts off."""
+    return live(
+        scenario.start(), list(scenario.past), scenario.workload, seed=scenario.seed, name=scenario.life, use=scenario.use,
+        manners=scenario.manners, on_step=on_step,
     )  # fmt: skip
-    total = whole.process.threads.steps
-    for number in range(1, steps):
-        step = total * number // steps
+
+
+def _spread(scenario: Scenario, count: int) -> list[int]:
+    """Steps of the life of `scenario`, evenly spread: one less than `count`."""
+    total = _whole(scenario).process.threads.steps
+    return [total * number // count for number in range(1, count)]
+
+
+def _steps(scenario: Scenario, wanted: str) -> list[int]:
+    """The steps right before each call of a kind."""
+    steps: list[int] = []
+
+    def look(process: Process, call: str) -> None:
+        if call == wanted:
+            steps.append(process.threads.steps)
+
+    _whole(scenario, look)
+    return steps
+
+
+def _crashed(scenario: Scenario, cut: Cut, steps: Iterable[int]) -> Iterator[Scenario]:
+    """The machines that are left when the life of `scenario` is cut off at some step."""
+    for step in steps:
         past = list(scenario.past)
         life = live(
             scenario.start(), past, scenario.workload, seed=scenario.seed, name=scenario.life, use=scenario.use,

@@ -24,11 +24,11 @@ from walbatch.storage.layout import Layout, read_identity
 from walbatch.storage.survey import survey
 from walbatch.testing.shipped import open_engine
 from walbatch.testing.simulation import Explorer, FailedSync, Machine, Plan, Room, Workload
+from walbatch.testing.simulation.commits import newest_checkpoint
 from walbatch.testing.simulation.directory import Directory
 from walbatch.testing.simulation.explore import word
+from walbatch.testing.simulation.looks import STORE
 from walbatch.testing.simulation.schedules import PrioritySchedule, RandomSchedule
-from walbatch.testing.simulation.state import newest_checkpoint
-from walbatch.testing.simulation.workload import STORE
 
 MODE: Final = "images"
 LAYOUT: Final = Layout(STORE)
@@ -170,13 +170,13 @@ def look(machine: Machine) -> object:
     except OSError:
         return None
     return (
-        plan, tuple(kept), _names(fs.root), state.fingerprint(),
+        plan, repr(facts.dropped), tuple(kept), _names(fs.root), state.fingerprint(),
         tuple((lane, backend.fingerprint()) for lane, backend in sorted(machine.backends.items())),
     )  # fmt: skip
 
 
 def _names(directory: Directory, *, sizes: bool = True) -> object:
-    """All names, sizes, and the identity: recovery reads no other file but segments, and of quarantine/ only the names."""
+    """All names, sizes, and the identity: of other files than segments, recovery reads nothing, but what stands in the facts."""
     found: list[object] = []
     for name, node in sorted(directory.view.items()):
         if isinstance(node, Directory):

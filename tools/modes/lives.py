@@ -15,7 +15,7 @@ from walbatch.testing.simulation import Cut, FaultPlan, Machine, Process, Proces
 from walbatch.testing.simulation.backend import Manners
 from walbatch.testing.simulation.history import Ended, Event
 from walbatch.testing.simulation.machine import OnStep
-from walbatch.testing.simulation.workload import verify_by_use
+from walbatch.testing.simulation.verify import verify_by_use
 
 IMAGES_MAX = 12
 """Images among which one crash chooses."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from walbatch.core.frame import FrameHeader, FrameType, SegmentHeader, decode_body
+from walbatch.core.columns import decode_body
+from walbatch.core.frame import FrameHeader, FrameType, SegmentHeader
 from walbatch.core.recovery import IdentityState, make_plan
 from walbatch.errors import WalbatchError
 from walbatch.storage.layout import Layout, read_identity
@@ -16,7 +17,7 @@ from walbatch.storage.store import refusal_error
 from walbatch.storage.survey import survey
 from walbatch.testing.simulation import FaultPlan, Machine, SimulatedState
 from walbatch.testing.simulation.history import Logged, Predicted
-from walbatch.testing.simulation.workload import STORE, case_text
+from walbatch.testing.simulation.looks import STORE, case_text
 from walbatch.types import Checkpoint
 
 
@@ -36,10 +37,16 @@ def predict(machine: Machine) -> Predicted | None:
         def see(_offset: int, frame: FrameHeader, padded: bytes) -> None:
             if frame.type is FrameType.OPERATIONS:
                 columns = decode_body(frame, padded)
-                rows = zip(columns.kind_indexes, columns.keys, columns.payloads, strict=True)
+                rows = zip(
+                    columns.lsns(frame.first_lsn),
+                    columns.kind_indexes,
+                    columns.keys,
+                    columns.payloads,
+                    strict=True,
+                )
                 logged.extend(
-                    Logged(lsn=frame.first_lsn + row, lane=columns.kinds[kind], key=key, payload=payload)
-                    for row, (kind, key, payload) in enumerate(rows)
+                    Logged(lsn=lsn, lane=columns.kinds[kind], key=key, payload=payload)
+                    for lsn, kind, key, payload in rows
                 )
 
         return see

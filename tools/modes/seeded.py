@@ -7,14 +7,14 @@ drain, and the oracle judges all of it. The seed decides everything: the same se
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import functools
 import hashlib
 import itertools
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -22,9 +22,10 @@ from typing import Final
 from tools.modes.lives import Life, live
 from tools.modes.prediction import predict
 from tools.modes.tally import Job, Progress, Tally
-from tools.modes.workloads import HASTY, HOUR_NS, remove_file
-from walbatch.config import Settings, Trigger
-from walbatch.errors import WalbatchError
+from tools.modes.uses import Use, has_dropped_names, some_trigger
+from tools.modes.workloads import HASTY, STRICT, remove_file
+from walbatch.config import Settings
+from walbatch.errors import BackendBroken, BatchRejected, BatchTooLarge, RetryBatch, Throttled
 from walbatch.testing.simulation import (
     Cut,
     FailedSync,
@@ -33,17 +34,26 @@ from walbatch.testing.simulation import (
     LanePlan,
     Machine,
     Manner,
-    Process,
     Room,
     Session,
     Workload,
 )  # fmt: skip
-from walbatch.testing.simulation.backend import Manners
+from walbatch.testing.simulation.backend import Manners, Poison, Reaction
 from walbatch.testing.simulation.clock import START_NS
 from walbatch.testing.simulation.explore import quiet
-from walbatch.testing.simulation.history import Ended, Event, Lied
-from walbatch.testing.simulation.workload import STORE, names_in, verify_by_use
-from walbatch.types import Batch, Checkpoint
+from walbatch.testing.simulation.history import (
+    Blamed,
+    Buried,
+    Cancelled,
+    Ended,
+    Event,
+    Lied,
+    RequeueAsked,
+    StateLost,
+)
+from walbatch.testing.simulation.looks import STORE, names_in
+from walbatch.testing.simulation.verify import verify_by_use
+from walbatch.types import Applied, Batch, Checkpoint, Outcome, Rejected, Retry
 
 MODE: Final = "seeded"
 SMALL_BYTES: Final = 2**20
@@ -54,17 +64,24 @@ STATE: Final = f"{STORE}/state"
 CALLS: Final = (
     "write", "write", "write", "datasync", "datasync", "sync_directory", "create", "rename", "unlink", "preallocate", "truncate",
     "read", "open_read", "list_directory", "size", "make_directory", "lock", "save checkpoint", "save checkpoint",
-    "save lanes", "load checkpoint", "load lanes",
+    "save lanes", "load checkpoint", "load lanes", "bury", "bury", "unbury", "cancel", "cancel", "save keys", "load letters",
+    "load given up", "load keys",
 )  # fmt: skip
 ERRORS: Final = (errno.EIO, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE)
-MISBEHAVIOUR: Final = (Manner.FAIL, Manner.PART, Manner.ANSWER_PART, Manner.TIMEOUT, Manner.SLOW)
+MISBEHAVIOUR: Final = (
+    Manner.FAIL, Manner.PART, Manner.ANSWER_PART, Manner.TIMEOUT, Manner.SLOW, Manner.HANG, "answers", "answers", "answers",
+    "poison", "raises",
+)  # fmt: skip
 
 PROBLEMS_MAX: Final = 2
 """Of one story: they are mostly the same."""
 
-ACTIONS_MAX: Final = 9
 STEP_MAX: Final = 420
 """Most lives have fewer steps, and then end by themselves."""
+
+DEADLY: Final = 0.35
+"""Of the stories: backends that reject much, and users who submit again, or drop, what has died."""
+DEADLY_STEP_MAX: Final = 900
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,6 +97,7 @@ class Story:
     faults: Counter[str] = field(default_factory=Counter)
     damage: Counter[str] = field(default_factory=Counter)
     lies: int = 0
+    fates: Counter[str] = field(default_factory=Counter)
     trace: str = ""
 
 
@@ -95,17 +113,23 @@ def tell(seed: int) -> Story:
     strict = chance.random() < 0.3
     crashes = chance.choice((0, 1, 1, 2, 2, 3))
     lying = chance.random() < 0.05
+    is_timed, is_deadly = chance.random() < 0.5, chance.random() < DEADLY
     for number in range(crashes + 1):
         last = number == crashes
         if last:
             machine.fs.capacity_bytes = machine.fs.files_max = None
         elif number:
-            _damage(machine, chance, story)
+            _damage(machine, chance, story, history)
         life = live(
             machine, history, workload, seed=seed, name=str(number),
-            use=verify_by_use if last and number else Use(random.Random(chance.random()), tuple(workload.lanes)),
-            faults=FaultPlan(() if last else _faults(chance)), manners=_manners(chance, history, story, lying=lying and not last),
-            crash_at=None if last else chance.randrange(1, STEP_MAX),
+            use=verify_by_use if last and number else Use(
+                random.Random(chance.random()), tuple(workload.lanes), is_timed=is_timed, is_deadly=is_deadly
+            ),
+            faults=FaultPlan(() if last else _faults(chance)),
+            manners=None if last and number else _manners(
+                chance, workload, history, story, lying=lying and not last, is_deadly=is_deadly
+            ),
+            crash_at=None if last else chance.randrange(1, DEADLY_STEP_MAX if is_deadly else STEP_MAX),
         )  # fmt: skip
         _note(story, life)
         hashed.update(life.process.threads.trace.encode())
@@ -120,6 +144,7 @@ def tell(seed: int) -> Story:
         _note(story, life)
         story.problems += [life.error] if life.error else []
     story.problems += oracle.judge(history)
+    story.fates.update(_FATES[type(event)] for event in history if type(event) in _FATES)
     hashed.update(repr(len(history)).encode())
     story.trace = hashed.hexdigest()
     return story
@@ -136,20 +161,12 @@ def _note(story: Story, life: Life) -> None:
 def _crash(life: Life, history: list[Event], chance: random.Random, story: Story, *, strict: bool) -> Machine:
     """End the process: by a kill, by a loss of power, or by one after the other."""
     machine = life.process.machine
-    cut = Cut.KILL if chance.random() < 0.3 and not _has_dropped_names(life.process) else Cut.POWER
+    cut = Cut.KILL if chance.random() < 0.3 and not has_dropped_names(life.process) else Cut.POWER
     story.crashes[f"{cut} {'in the middle' if life.killed else 'behind the end'}"] += 1
     history.append(Ended(cut=cut, at_ns=life.process.clock.now_ns))
     found = machine.images(cut, bound=8, samples=6, seed=chance.randrange(2**32), strict=strict)
     kept = list(itertools.islice(found, chance.randrange(8) + 1))
     return kept[-1][1].clone()
-
-
-def _has_dropped_names(process: Process) -> bool:
-    """Whether there are names which no sync will ever make durable, although it says so.
-
-    Whoever opens the store next cannot know of them, and would build on them: no engine survives that. So the power goes first.
-    """
-    return process.machine.fs.failed_sync_drops_names and process.faults.sync_failed
 
 
 # --- what a seed decides ---
@@ -163,15 +180,16 @@ def _workload(chance: random.Random) -> Workload:
         lanes[name] = LanePlan(
             transactional=chance.random() < 0.4, shards=chance.choice((1, 1, 2, 5)),
             order=chance.choice(("key", "key", "shard", "none")), durability=durability,
-            interval_ms=chance.choice((2, 20)), retry=HASTY,
-            trigger=Trigger(count=chance.choice((1, 2, 4, 50)), linger_ms=chance.choice((0, 1, 10))),
+            interval_ms=chance.choice((2, 20)), retry=chance.choice((HASTY, STRICT)), timeout_s=chance.choice((0.02, 0.2, 30.0)),
+            strategy=chance.choice(("parallel", "parallel", "serial")),
+            trigger=some_trigger(chance),
         )  # fmt: skip
     settings = Settings(
         segment_bytes=chance.choice((4096, 4096, 8192)), disk_bytes_max=chance.choice((4 * 8192, 2**24)),
         timer_ms=chance.choice((1, 5)),
         checkpoint_ms=chance.choice((4, 20, 60)), idle_stamp_ms=chance.choice((2, 30, 500)), in_flight_max=chance.choice((1, 2, 8)),
         compress_bytes_min=chance.choice((None, 64, 1024)), submit_timeout_s=chance.choice((0.05, 1)),
-        disk_full_wait_s=chance.choice((0, 0.2)),
+        disk_full_wait_s=chance.choice((0, 0.2)), idempotency_window_s=10**9,
     )  # fmt: skip
     return Workload(
         name="seeded", run=verify_by_use, lanes=lanes, settings=settings, predict=predict if chance.random() < 0.2 else None,
@@ -215,24 +233,60 @@ def _faults(chance: random.Random) -> tuple[Fault, ...]:
     )  # fmt: skip
 
 
-def _manners(chance: random.Random, history: list[Event], story: Story, *, lying: bool) -> Manners | None:
+def _manners(
+    chance: random.Random, workload: Workload, history: list[Event], story: Story, *, lying: bool, is_deadly: bool
+) -> Manners | None:  # fmt: skip
     """How often which backend misbehaves."""
     how_often = chance.choice((0, 0, 0, 0.2, 0.6))
     mood = random.Random(chance.random())
-    if not how_often and not lying:
+    if not how_often and not lying and not is_deadly:
         return None
 
-    def behave(batch: Batch, _call: int) -> Manner:
+    def behave(batch: Batch, _call: int) -> Reaction:
         if lying and mood.random() < 0.3:
             story.lies += 1
             history.extend(Lied(payload=operation.payload, lsn=operation.lsn) for operation in batch)
             return Manner.LIE
-        return mood.choice(MISBEHAVIOUR) if mood.random() < how_often else Manner.APPLY
+        if is_deadly and mood.random() < 0.7:
+            return [Rejected("no") if mood.random() < 0.4 else Applied() for _ in batch]
+        if mood.random() >= how_often:
+            return Manner.APPLY
+        chosen = mood.choice(MISBEHAVIOUR)
+        if isinstance(chosen, Manner):
+            return chosen
+        match chosen:
+            case "answers":
+                return _answers(mood, batch, workload.lanes[batch.lane].order)
+            case "poison":
+                culprits = [payload for payload in batch.payloads if payload[-1:] in b"37"]
+                return Poison(culprits) if culprits else Manner.APPLY
+            case _:
+                return mood.choice(_RAISED)()
 
     return behave
 
 
-def _damage(machine: Machine, chance: random.Random, story: Story) -> None:
+_RAISED: Final[tuple[Callable[[], Exception], ...]] = (
+    functools.partial(RetryBatch, after=0.01), functools.partial(Throttled, after=0.02),
+    functools.partial(BatchTooLarge, count=1), BatchTooLarge, BatchRejected, BackendBroken,
+    functools.partial(ValueError, "for no stated reason"),
+)  # fmt: skip
+
+
+def _answers(mood: random.Random, batch: Batch, order: str) -> list[Outcome]:
+    """Any that keep the order of the lane: nothing is applied behind what it must not overtake."""
+    waiting = {key for key in sorted(set(batch.keys)) if mood.random() < 0.3} if order == "key" else set()
+    first = mood.randrange(len(batch) + 1) if order == "shard" else len(batch)
+    outcomes: list[Outcome] = []
+    for index, key in enumerate(batch.keys):
+        if key in waiting or index >= first or (order == "none" and mood.random() < 0.3):
+            outcomes.append(Retry(after=mood.choice((0, 0, 0.01)), error="locked"))
+        else:
+            outcomes.append(Rejected("no") if mood.random() < 0.2 else Applied())
+    return outcomes
+
+
+def _damage(machine: Machine, chance: random.Random, story: Story, history: list[Event]) -> None:
     """While the store is closed: its state is silently older, damaged in one generation or in both, or lost."""
     disk = machine.states.get(STATE)
     segments = [name for name in names_in(machine, f"{STORE}/wal") if name.endswith(".seg")]
@@ -251,104 +305,17 @@ def _damage(machine: Machine, chance: random.Random, story: Story) -> None:
         story.damage["one generation damaged"] += 1
     elif luck < 0.18 and held:
         disk.garbled |= {one.generation for one in held}
+        # What both have covered is not remembered as given up.
+        history.append(StateLost())
         story.damage["both generations damaged"] += 1
     elif luck < 0.2:
         remove_file(machine, f"{STATE}/data.mdb")
+        history.append(StateLost())
         story.damage["state lost"] += 1
 
 
 _LOSSES: Final = ("state silently stale", "one generation damaged", "both generations damaged")
-
-# --- a life ---
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """Random calls on a store. What the engine refuses because something fails, or is at a bound, is no breach."""
-
-    chance: random.Random
-    lanes: Sequence[str]
-
-    def __call__(self, session: Session) -> None:
-        """Use it."""
-        for _ in range(self.chance.choice((1, 1, 1, 2, 3))):
-            if _has_dropped_names(session.process):
-                return
-            try:
-                session.open()
-            except WalbatchError:
-                if not session.may_fail:
-                    raise
-                return
-            for _ in range(self.chance.randrange(ACTIONS_MAX)):
-                action = self.chance.choice(_ACTIONS)
-                with contextlib.suppress(WalbatchError):
-                    action(self, session)
-            session.close(drain=self.chance.random() < 0.5)
-
-    def _key(self) -> bytes:
-        return self.chance.choice((b"a", b"b", b"c", b"d"))
-
-    def _size(self) -> int:
-        return self.chance.choice((0, 0, 30, 300, 900, 2000))
-
-    def submit(self, session: Session) -> None:
-        """One or two."""
-        session.submit(self._key(), self.chance.choice(self.lanes), size=self._size())
-
-    def submit_many(self, session: Session) -> None:
-        """A group."""
-        keys = [self._key() for _ in range(self.chance.randrange(1, 6))]
-        session.submit_many(keys, self.chance.choice(self.lanes), size=self._size())
-
-    def submit_nowait(self, session: Session) -> None:
-        """Without waiting, or only in the end."""
-        waits = [
-            session.submit_nowait(self._key(), self.chance.choice(self.lanes), size=self._size())
-            for _ in range(self.chance.randrange(1, 4))
-        ]
-        for wait in waits[: self.chance.randrange(4)]:
-            wait()
-
-    def threads(self, session: Session) -> None:
-        """Several at once."""
-        actions = [self.chance.choice(_ALONE) for _ in range(self.chance.choice((2, 2, 3)))]
-        session.together(*[_bound(action, self, session) for action in actions])
-
-    def wait(self, session: Session) -> None:
-        """Virtual time passes."""
-        session.pause(self.chance.choice((0.001, 0.02, 0.1, 0.3)))
-
-    def pause(self, session: Session) -> None:
-        """Pause a lane, or let it go on."""
-        lane = self.chance.choice(self.lanes)
-        (session.pause_lane if self.chance.random() < 0.5 else session.resume_lane)(lane)
-
-    def flush(self, session: Session) -> None:
-        """Flush one lane."""
-        session.engine.flush(self.chance.choice(self.lanes), timeout=self.chance.choice((0.0, 0.05, 5.0)))
-
-    def jump(self, session: Session) -> None:
-        """The wall clock jumps."""
-        session.process.clock.jump_wall(self.chance.randrange(-50, 50) * HOUR_NS)
-
-    def close_inside(self, session: Session) -> None:
-        """Somebody else closes the engine, while it is used."""
-        session.engine.close(drain=self.chance.random() < 0.5, timeout=60)
-
-
-_Action = Callable[[Use, Session], None]
-_ALONE: Final[tuple[_Action, ...]] = (
-    Use.submit, Use.submit, Use.submit, Use.submit_many, Use.submit_nowait, Use.flush, Use.pause, Use.close_inside,
-)  # fmt: skip
-_ACTIONS: Final[tuple[_Action, ...]] = (
-    Use.submit, Use.submit, Use.submit, Use.submit, Use.submit_many, Use.submit_many, Use.submit_nowait, Use.submit_nowait,
-    Use.threads, Use.threads, Use.wait, Use.wait, Use.pause, Use.flush, Use.jump,
-)  # fmt: skip
-
-
-def _bound(action: _Action, use: Use, session: Session) -> Callable[[], None]:
-    return lambda: action(use, session)
+_FATES: Final = {Buried: "burials", Cancelled: "cancellations", RequeueAsked: "requeues", Blamed: "blames"}
 
 
 # --- the mode ---
@@ -377,6 +344,7 @@ def _take(tally: Tally, story: Story) -> None:
     figures["steps"] += story.steps
     figures["virtual seconds"] += round(story.virtual_ns / 1e9)
     figures["lies of backends"] += story.lies
+    figures.update(story.fates)
     for cut, count in story.crashes.items():
         figures["crashes"] += count
         figures[f"crashes: {cut}"] += count

@@ -15,23 +15,34 @@ from typing import Any, Final
 import walbatch as wb
 from walbatch.config import RetryPolicy, Trigger
 from walbatch.errors import (
+    BatchTooLarge,
     CorruptionError,
     OperationTooLarge,
     Overloaded,
+    RetryBatch,
     StorageError,
     StoreLocked,
+    Throttled,
     WalbatchError,
 )
 from walbatch.limits import KEY_BYTES_MAX, MIB
 from walbatch.testing.shipped import open_engine
 from walbatch.testing.simulation import Fault, LanePlan, Machine, Manner, Session, Workload
-from walbatch.testing.simulation.workload import QUICK, STORE, file_bytes, names_in, verify_by_use
-from walbatch.types import Batch
+from walbatch.testing.simulation.backend import Poison, Reaction
+from walbatch.testing.simulation.looks import STORE, file_bytes, names_in
+from walbatch.testing.simulation.verify import await_delayed, verify_by_use
+from walbatch.testing.simulation.workload import QUICK
+from walbatch.types import PRIORITY_CRITICAL, Applied, Batch, Rejected, Retry
 
 HOUR_NS: Final = 3_600 * 10**9
 INCOMPRESSIBLE: Final = replace(QUICK, compress_bytes_min=None)
+COMPACTING: Final = replace(INCOMPRESSIBLE, checkpoint_ms=10)
 EXACT: Final = LanePlan(transactional=True, shards=2)
 HASTY: Final = RetryPolicy(base_s=0.002, ceiling_s=0.01)
+STRICT: Final = RetryPolicy(base_s=0.002, ceiling_s=0.01, attempts=2, batch_retries=1)
+POISON: Final = b"poison"
+BAD: Final = b"bad"
+WORSE: Final = b"bad/1"
 
 
 def unreliable(_batch: Batch, call: int) -> Manner:
@@ -43,6 +54,43 @@ def unreliable(_batch: Batch, call: int) -> Manner:
 def failing_first(_batch: Batch, call: int) -> Manner:
     """Away at first, then back."""
     return Manner.FAIL if call <= 4 else Manner.APPLY
+
+
+def answering_in_part(batch: Batch, call: int) -> Reaction:
+    """At first without one of the keys, then with everything that a backend may ask for."""
+    match call:
+        case 1 | 2:
+            locked = max(batch.keys)
+            return [Retry(after=0.002, error="locked") if key == locked else Applied() for key in batch.keys]
+        case 3:
+            return RetryBatch("again", after=0.003)
+        case 4:
+            return Throttled("slower", after=0.004)
+        case 5 | 6:
+            return BatchTooLarge("too many", count=1) if len(batch) > 1 else Manner.APPLY
+        case _:
+            return Manner.APPLY
+
+
+def poisoned(batch: Batch, _call: int) -> Reaction:
+    """Fails as a whole, and does not say why, with a poisonous operation in it."""
+    culprits = [payload for payload in batch.payloads if payload.startswith(POISON)]
+    return Poison(culprits) if culprits else Manner.APPLY
+
+
+def rejecting(batch: Batch, _call: int) -> Reaction:
+    """Takes nothing that is bad, unless it comes again and is less bad."""
+    return [
+        Rejected("bad")
+        if operation.payload.startswith(WORSE if operation.options.origin else BAD)
+        else Applied()
+        for operation in batch
+    ]
+
+
+def hanging_first(_batch: Batch, call: int) -> Reaction:
+    """Two calls come back long after their time limit."""
+    return Manner.HANG if call <= 2 else Manner.APPLY
 
 
 # --- submitting ---
@@ -475,6 +523,217 @@ def lost_state(session: Session) -> None:
     session.close()
 
 
+# --- what is given up, and what waits ---
+
+
+def poison(session: Session) -> None:
+    """One of six operations makes their batch fail: it is found, and buried, and the others are applied."""
+    session.open()
+    session.submit_many(
+        [b"a", b"b", b"c", b"a", b"b", b"c"],
+        payloads=[b"fine/%d" % number if number != 3 else POISON for number in range(6)],
+    )  # fmt: skip
+    session.engine.flush(timeout=60)
+    session.submit(b"a")
+    session.close()
+
+
+def requeue(session: Session) -> None:
+    """What was rejected is submitted again: once in its life, and once in the next."""
+    session.open()
+    session.submit_many([b"a", b"b", b"a"], payloads=[b"bad/0", b"fine", b"bad/1"])
+    session.engine.flush(timeout=60)
+    letters = session.look_at_letters()
+    session.requeue(letter.lsn for letter in letters[:1])
+    session.submit(b"a")
+    session.close()
+    session.open()
+    session.requeue(letter.lsn for letter in session.look_at_letters())
+    session.close()
+
+
+def requeue_cut_off(session: Session) -> None:
+    """The letter of what was requeued could not be dropped: the next opening does it."""
+    session.open()
+    session.submit_many([b"a", b"b"], payloads=[b"bad/0", b"bad/2"])
+    session.engine.flush(timeout=60)
+    with contextlib.suppress(StorageError):
+        session.requeue(letter.lsn for letter in session.look_at_letters()[:1])
+    session.close()
+    session.open()
+    session.look_at_letters()
+    session.submit(b"a")
+    session.close()
+
+
+def verify_requeued(session: Session) -> None:
+    """Whoever finds dead letters submits them again."""
+    session.open()
+    session.requeue(letter.lsn for letter in session.look_at_letters())
+    session.submit(b"after")
+    session.close()
+
+
+def drop(session: Session) -> None:
+    """One of the dead letters is dropped, and the others stay, also when the state is written again and again."""
+    session.open()
+    session.submit_many([b"a", b"b", b"a"], payloads=[b"bad/0", b"bad/1", b"bad/2"])
+    session.engine.flush(timeout=60)
+    session.drop([letter.lsn for letter in session.look_at_letters()][1:2])
+    session.submit(b"a")
+    session.pause(0.05)
+    session.close()
+
+
+def cancel(session: Session) -> None:
+    """Of a paused lane, from its queue; of a lane without backend, from the log, where nobody has read it yet."""
+    session.open(kept=LanePlan(held=True))
+    session.engine.pause("put")
+    queued = session.submit_many([b"a", b"b", b"a"])
+    kept = [session.submit(key, "kept") for key in (b"a", b"b", b"a")]
+    session.cancel(queued[0])
+    session.cancel(kept[1].lsn)
+    session.engine.resume("put")
+    session.engine.flush("put", timeout=60)
+    session.cancel(queued[2])  # too late
+    session.pause(0.05)
+    session.close()
+    session.open()
+    session.submit(b"a", "kept")
+    session.close()
+
+
+def delayed(session: Session) -> None:
+    """Two operations wait for their time, one of them over the end of its engine, while the log rolls and is compacted."""
+    session.open()
+    session.submit(b"late", not_before_s=0.12)
+    session.submit(b"late")  # behind it
+    for number in range(6):
+        session.submit(b"k%d" % (number % 2), size=1500)
+        session.pause(0.012)
+    session.submit(b"later", not_before_s=0.2)
+    session.close(drain=False)
+    session.open()
+    session.submit(b"k0", size=1500)
+    await_delayed(session)
+    session.close()
+
+
+def deadlines(session: Session) -> None:
+    """A lane is paused beyond the deadlines of its operations."""
+    session.open()
+    session.engine.pause("put")
+    session.submit(b"a", deadline_s=0.02)
+    session.submit(b"a")
+    session.submit(b"b", deadline_s=600.0)
+    session.submit(b"b", deadline_s=0.03, not_before_s=0.01)
+    session.pause(0.05)
+    session.engine.resume("put")
+    session.submit(b"a")
+    session.close()
+
+
+def repeat(session: Session) -> None:
+    """The same orders, again and again: while they are in the log, when it is trimmed, and after a restart."""
+    session.open()
+    for _ in range(2):
+        session.submit(b"a", idempotency_key=b"first")
+    for number in range(4):
+        session.submit(b"k%d" % number, size=1800)
+    session.submit(b"b", idempotency_key=b"second")
+    session.engine.flush(timeout=60)
+    session.pause(0.07)
+    session.submit(b"a", idempotency_key=b"first")
+    session.close(drain=False)
+    session.open()
+    for name in (b"first", b"second", b"third"):
+        session.submit(b"a", idempotency_key=name)
+    session.close()
+
+
+def verify_repeats(session: Session) -> None:
+    """Whoever does not know whether an order was accepted gives it again."""
+    session.open()
+    for name in (b"first", b"second", b"third"):
+        session.submit(b"a", idempotency_key=name)
+    session.close()
+    verify_by_use(session)
+
+
+def backlog_of(session: Session, groups: int) -> None:
+    """Submit more than memory may hold to a paused lane."""
+    session.engine.pause("put")
+    for number in range(groups):
+        session.submit_many(
+            [b"k%d" % (count % 3) for count in range(20)],
+            payloads=[b"%d/%d" % (number, count) + bytes(24_000) for count in range(20)],
+        )  # fmt: skip
+
+
+def urgent(session: Session) -> None:
+    """An urgent operation at the end of a backlog that is read back from the log, behind an elder one of its key."""
+    session.open()
+    backlog_of(session, 3)
+    session.submit(b"vip")
+    session.submit(b"k1")
+    session.submit(b"vip", priority=PRIORITY_CRITICAL)
+    session.submit(b"vip")
+    session.engine.resume("put")
+    session.engine.flush(timeout=100)
+    session.close()
+
+
+def urgent_until(session: Session) -> None:
+    """The same, and it is urgent because it has a deadline, which passes meanwhile."""
+    session.open()
+    backlog_of(session, 3)
+    session.submit(b"vip", priority=PRIORITY_CRITICAL, deadline_s=0.03)
+    session.submit(b"vip", priority=PRIORITY_CRITICAL)
+    session.pause(0.05)
+    session.engine.resume("put")
+    session.engine.flush(timeout=100)
+    session.close()
+
+
+def compaction(session: Session) -> None:
+    """One lane is paused, another flows: what flowed leaves the middle of the log; then the paused one is read back."""
+    session.open()
+    session.engine.pause("slow")
+    for number in range(6):
+        session.submit(b"k%d" % (number % 3), size=1500)
+        if number % 3 == 0:
+            session.submit(b"a", "slow", size=300)
+        session.pause(0.012)
+    session.pause(0.1)
+    session.engine.resume("slow")
+    session.close()
+
+
+def merge(session: Session) -> None:
+    """Each opening leaves a segment with a straggler: they are merged, and what was merged is read back by the last life."""
+    for number in range(3):
+        session.open()
+        session.engine.pause("slow")
+        session.submit(b"a", "slow", size=200)
+        session.submit(b"k%d" % number, size=1800)
+        session.pause(0.07)
+        session.close(drain=False)
+    session.open()
+    session.close()
+
+
+def learning(session: Session) -> None:
+    """Sizes and concurrency adapt, and what was learnt is kept over a restart."""
+    for _ in range(2):
+        session.open()
+        session.engine.pause("put")
+        for number in range(3):
+            session.submit_many([b"k%d" % (count % 3) for count in range(70)], "put")
+            session.submit_many([b"k%d" % count for count in range(number + 2)], "free")
+        session.engine.resume("put")
+        session.close()
+
+
 # --- backends ---
 
 
@@ -558,6 +817,13 @@ WORKLOADS: Final[dict[str, Workload]] = {
         ),
         Workload(name="reopen", run=reopen),
         Workload(
+            name="learning", run=learning,
+            lanes={
+                "put": LanePlan(transactional=True, trigger=Trigger(linger_ms=1)),
+                "free": LanePlan(order="none", trigger=Trigger()),
+            },
+        ),
+        Workload(
             name="after_failed_sync", run=after_failed_sync,
             faults=[Fault(call="datasync", number=4), Fault(call="datasync", number=12, error=errno.ENOSPC)],
         ),
@@ -580,5 +846,47 @@ WORKLOADS: Final[dict[str, Workload]] = {
         Workload(name="failing_backend", run=single, lanes=_put(retry=HASTY), manners=failing_first),
         Workload(name="unreliable_backend", run=roll, settings=INCOMPRESSIBLE, manners=unreliable),
         Workload(name="unreliable_transactional_backend", run=threads, lanes={"put": EXACT}, manners=unreliable),
+        Workload(
+            name="part_answers", run=many, lanes=_put(retry=HASTY, trigger=Trigger(count=8, linger_ms=1)),
+            manners=answering_in_part,
+        ),
+        Workload(
+            name="transactional_part_answers", run=many, manners=answering_in_part,
+            lanes=_put(transactional=True, retry=HASTY, trigger=Trigger(count=8, linger_ms=1)),
+        ),
+        Workload(
+            name="calls_given_up", run=many, lanes=_put(transactional=True, retry=HASTY, timeout_s=0.1), manners=hanging_first,
+        ),
+        Workload(name="poison", run=poison, lanes=_put(retry=STRICT, trigger=Trigger(count=8, linger_ms=1)), manners=poisoned),
+        Workload(
+            name="poison_in_a_shard", run=poison, lanes=_put(retry=STRICT, order="shard", trigger=Trigger(count=8, linger_ms=1)),
+            manners=poisoned,
+        ),
+        Workload(name="requeue", run=requeue, manners=rejecting, verify=verify_requeued),
+        Workload(
+            name="requeue_to_an_interval_lane", run=requeue, lanes={"put": LATER}, manners=rejecting, verify=verify_requeued,
+        ),
+        Workload(
+            name="transactional_requeue", run=requeue, lanes=_put(transactional=True), manners=rejecting,
+            verify=verify_requeued,
+        ),
+        Workload(
+            name="requeue_cut_off", run=requeue_cut_off, manners=rejecting, faults=[Fault(call="unbury", error=errno.ENOSPC)],
+        ),
+        Workload(name="drop", run=drop, manners=rejecting),
+        Workload(name="cancel", run=cancel, lanes={"put": LanePlan(), "kept": LanePlan()}),
+        Workload(name="delayed", run=delayed, settings=COMPACTING, lanes=_put(shards=2)),
+        Workload(name="deadlines", run=deadlines),
+        Workload(name="repeat", run=repeat, settings=INCOMPRESSIBLE, verify=verify_repeats),
+        Workload(name="urgent", run=urgent, settings=replace(QUICK, memory_bytes_max=MIB)),
+        Workload(name="urgent_until", run=urgent_until, settings=replace(QUICK, memory_bytes_max=MIB)),
+        Workload(
+            name="compaction", run=compaction, settings=COMPACTING, lanes={"put": LanePlan(shards=2), "slow": LanePlan()},
+        ),
+        Workload(
+            name="compaction_given_up", run=compaction, settings=COMPACTING,
+            lanes={"put": LanePlan(shards=2), "slow": LanePlan()}, faults=[Fault(call="rename", path="3.seg", number=2)],
+        ),
+        Workload(name="merge", run=merge, settings=COMPACTING, lanes={"put": LanePlan(shards=2), "slow": LanePlan()}),
     )
 }  # fmt: skip

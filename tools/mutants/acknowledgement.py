@@ -25,7 +25,7 @@ MUTANTS: Final = (
     Mutant(
         name="a commit group is acknowledged without any sync",
         row="ack before sync",
-        edits=(Edit(COMMITTER, "                if sync:\n                    self._log.sync()\n", ""),),
+        edits=(Edit(COMMITTER, "                if sync:\n                    self._sync_log()\n", ""),),
         hint="images:single",
     ),
     Mutant(
@@ -34,8 +34,8 @@ MUTANTS: Final = (
         edits=(
             Edit(
                 COMMITTER,
-                "                if sync:\n                    self._log.sync()\n",
-                "                if sync:\n                    pending.durable.resolve()\n                    self._log.sync()\n",
+                "                if sync:\n                    self._sync_log()\n",
+                "                if sync:\n                    pending.durable.resolve()\n                    self._sync_log()\n",
             ),
         ),
         hint="images:nowait/8",
@@ -84,7 +84,7 @@ MUTANTS: Final = (
                 COMMITTER,
                 """\
             else:
-                self._log.sync()
+                self._sync_log()
         except (OSError, StorageError) as error:
             self._fail(error)
         else:
@@ -94,7 +94,7 @@ MUTANTS: Final = (
 """,
                 """\
             else:
-                self._log.sync()
+                self._sync_log()
         except (OSError, StorageError) as error:
             self._fail(error)
         else:
@@ -241,7 +241,7 @@ MUTANTS: Final = (
             Edit(
                 COMMITTER,
                 """\
-                self._log.sync()
+                self._sync_log()
         except (OSError, StorageError) as error:
             self._fail(error)
         else:
@@ -249,7 +249,7 @@ MUTANTS: Final = (
                 self._finish_sync()
 """,
                 """\
-                self._log.sync()
+                self._sync_log()
         except (OSError, StorageError):
             self._finish_sync()
         else:

@@ -7,7 +7,9 @@ from typing import Final
 from tools.mutants import (
     acknowledgement,
     checkpoint,
+    compaction,
     delivery,
+    fates,
     files,
     framing,
     names,
@@ -24,7 +26,9 @@ CHAPTERS: Final[dict[str, tuple[Mutant, ...]]] = {
     "Recovery": recovery.MUTANTS,
     "Numbers": numbers.MUTANTS,
     "Checkpoint and LMDB": checkpoint.MUTANTS,
+    "Compaction": compaction.MUTANTS,
     "Delivery": delivery.MUTANTS,
+    "What is given up, and what waits": fates.MUTANTS,
     "Process": process.MUTANTS,
     "The real file system": files.MUTANTS,
 }

@@ -7,14 +7,14 @@ from typing import Final
 from tools.mutants.mutant import Edit, Mutant
 
 CHECKPOINTER: Final = "walbatch/runtime/checkpointer.py"
-DISPATCHER: Final = "walbatch/runtime/dispatcher.py"
-ENGINE: Final = "walbatch/engine.py"
+ASSEMBLY: Final = "walbatch/engine/assembly.py"
 ENVELOPE: Final = "walbatch/storage/envelope.py"
 SETTLEMENT: Final = "walbatch/core/settlement.py"
+OVERVIEW: Final = "walbatch/runtime/overview.py"
 STATE: Final = "walbatch/storage/checkpoint.py"
 STATEFILE: Final = "walbatch/storage/statefile.py"
 
-_SETTLED: Final = "                watermark=min(watermarks, default=self._end_lsn),\n"
+_SETTLED: Final = "                watermark=min(watermarks, default=self._flow.end_lsn),\n"
 
 MUTANTS: Final = (
     Mutant(
@@ -22,9 +22,9 @@ MUTANTS: Final = (
         row="checkpoint ahead of the log after a power cut",
         edits=(
             Edit(
-                ENGINE,
-                "durable_lsn=lambda: self._committer.durable_lsn,",
-                "durable_lsn=lambda: self._committer.submitted_lsn,",
+                ASSEMBLY,
+                "durable_lsn=lambda: self.committer.durable_lsn,",
+                "durable_lsn=lambda: self.committer.submitted_lsn,",
             ),
         ),
         hint="images:steady/8",
@@ -56,7 +56,7 @@ MUTANTS: Final = (
     Mutant(
         name="the checkpoint takes the maximum over the shards",
         row="minimum over the shards that answered",
-        edits=(Edit(DISPATCHER, _SETTLED, _SETTLED.replace("min(", "max(")),),
+        edits=(Edit(OVERVIEW, _SETTLED, _SETTLED.replace("min(", "max(")),),
         hint="images:partial",
     ),
     Mutant(
@@ -64,7 +64,7 @@ MUTANTS: Final = (
         row="minimum over the shards that answered",
         edits=(
             Edit(
-                DISPATCHER,
+                OVERVIEW,
                 "            watermarks = [self._watermark(shard) for shard in self._shards if shard.lane.logged]\n",
                 """\
             watermarks = [
@@ -81,7 +81,7 @@ MUTANTS: Final = (
         edits=(
             Edit(
                 SETTLEMENT,
-                "        first = self._first(())\n        return self.frontier if first",
+                "        first = self._first(without)\n        return self.frontier if first",
                 "        first = None\n        return self.frontier if first",
             ),
         ),
@@ -109,7 +109,7 @@ MUTANTS: Final = (
         row="minimum over the shards that answered",
         edits=(
             Edit(
-                DISPATCHER,
+                OVERVIEW,
                 "            watermarks = [self._watermark(shard) for shard in self._shards if shard.lane.logged]\n",
                 "            watermarks = [self._watermark(shard) for shard in self._lanes[0].shards]\n",
             ),
@@ -134,8 +134,8 @@ MUTANTS: Final = (
         edits=(
             Edit(
                 STATE,
-                "        return max(found, key=lambda checkpoint: checkpoint.generation, default=None), findings\n",
-                "        return min(found, key=lambda checkpoint: checkpoint.generation, default=None), findings\n",
+                "        newest = max(found, key=lambda checkpoint: checkpoint.generation, default=None)\n",
+                "        newest = min(found, key=lambda checkpoint: checkpoint.generation, default=None)\n",
             ),
         ),
         hint="conformance:state",
@@ -158,7 +158,7 @@ MUTANTS: Final = (
         row="a sync error sticky on one path only: checkpoint",
         edits=(
             Edit(
-                STATE,
+                "walbatch/storage/tables.py",
                 "            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:\n"
                 "                self._failure = error\n"
                 "            raise\n",

@@ -17,7 +17,7 @@ from unittest import mock
 
 from walbatch.backends.lmdb import LmdbBackend
 from walbatch.errors import Fenced, StorageError
-from walbatch.storage import statefile
+from walbatch.storage import statefile, statefolder
 from walbatch.storage.checkpoint import LmdbState
 from walbatch.storage.filesystem import RealFileSystem
 from walbatch.types import Batch, Checkpoint, CutReason, LaneMark, Mark
@@ -144,13 +144,13 @@ def _with_rot(folder: Path, generation: int, older: int) -> Iterator[str]:
     """The value of one generation rots: the other one is loaded."""
     path = folder / f"rotten {generation}"
     shutil.copytree(folder / "state", path)
-    data = bytearray((path / statefile.DATA_NAME).read_bytes())
+    data = bytearray((path / statefolder.DATA_NAME).read_bytes())
     wanted = (10 * generation).to_bytes(8, "little") * 2  # watermark and durable LSN, side by side
     at = data.find(wanted)
     while at >= 0:
         data[at + 1] ^= 1
         at = data.find(wanted, at + 1)
-    (path / statefile.DATA_NAME).write_bytes(data)
+    (path / statefolder.DATA_NAME).write_bytes(data)
     state = LmdbState.open_for_engine(str(path), STORE, str(folder / "quarantine"))
     loaded, findings = state.load_checkpoint()
     state.close()

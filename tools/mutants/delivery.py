@@ -6,13 +6,16 @@ from typing import Final
 
 from tools.mutants.mutant import Edit, Mutant
 
-BATCHER: Final = "walbatch/core/batcher.py"
 COMMITTER: Final = "walbatch/runtime/committer.py"
 DELIVERY: Final = "walbatch/core/delivery.py"
+FLOW: Final = "walbatch/runtime/delivery.py"
 DISPATCHER: Final = "walbatch/runtime/dispatcher.py"
 LMDB: Final = "walbatch/backends/lmdb.py"
 MARK: Final = "walbatch/core/mark.py"
+PLACES: Final = "walbatch/core/places.py"
 READBACK: Final = "walbatch/runtime/readback.py"
+
+_ANSWERED: Final = "        else:\n            try:\n                verdict = judge("
 
 MUTANTS: Final = (
     Mutant(
@@ -44,9 +47,9 @@ MUTANTS: Final = (
         row="double replay where exactly-once was promised",
         edits=(
             Edit(
-                DISPATCHER,
+                FLOW,
                 "            mark = shard.ledger.mark(epoch=self._epoch, settling=frozenset(lsns))\n",
-                "            mark = Mark(epoch=self._epoch, watermark=self._end_lsn)\n",
+                "            mark = Mark(epoch=self._epoch, watermark=end_lsn)\n",
             ),
         ),
         hint="images:transactional",
@@ -87,8 +90,8 @@ MUTANTS: Final = (
         edits=(
             Edit(
                 DELIVERY,
-                "        elif (order is Order.KEY and key in failed_keys) or (order is Order.SHARD and failed_keys):\n",
-                "        elif order is Order.SHARD and failed_keys:\n",
+                "        held = (order is Order.KEY and key in failed_keys) or (order is Order.SHARD and bool(retry))\n",
+                "        held = order is Order.SHARD and bool(retry)\n",
             ),
         ),
         hint="answers:later",
@@ -98,9 +101,14 @@ MUTANTS: Final = (
         row="order broken by the retry of an earlier batch",
         edits=(
             Edit(
-                BATCHER,
-                "            if self._held and self.order is Order.KEY and entry[1] in self._held:\n",
-                "            if self._held and self.order is Order.SHARD and entry[1] in self._held:\n",
+                PLACES,
+                "        if name in self.holds or self.holds.waits(entry[0]):\n",
+                "        if self.holds.waits(entry[0]):\n",
+            ),
+            Edit(
+                PLACES,
+                "        if not len(self.line):\n            return\n        self._spread()\n",
+                "        if keys:\n            return\n        self._spread()\n",
             ),
         ),
         hint="schedules:partial",
@@ -110,9 +118,14 @@ MUTANTS: Final = (
         row="order broken by the retry of an earlier batch",
         edits=(
             Edit(
-                BATCHER,
-                "        self._ready.extendleft(reversed(entries))\n",
-                "        self._ready.extend(entries)\n",
+                PLACES,
+                "        self._make_ready(self.holds.release(now_ns))\n",
+                "        self._make_ready(self.holds.release(now_ns)[::-1])\n",
+            ),
+            Edit(
+                PLACES,
+                "        self._suit(entry[3])\n        self.line.add_back(entry)\n",
+                "        self._suit(entry[3])\n        self.line.add(entry)\n",
             ),
         ),
         hint="schedules:partial",
@@ -122,21 +135,21 @@ MUTANTS: Final = (
         row="order broken by the retry of an earlier batch",
         edits=(
             Edit(
-                BATCHER,
-                "        self._ready.extendleft(reversed(entries))\n",
-                "        self._ready.extendleft(entries)\n",
+                PLACES,
+                "        again = Parcel(list(flight.entries), tries",
+                "        again = Parcel(flight.entries[::-1], tries",
             ),
         ),
-        hint="schedules:partial",
+        hint="answers:silence",
     ),
     Mutant(
         name="a batch is taken for applied although its backend raised",
         row="k of n applied, then an error",
         edits=(
             Edit(
-                DISPATCHER,
-                "            self._fail_batch(job, error)\n        else:\n",
-                "            self._settle(job, dict.fromkeys(range(len(job.batch))), {}, None)\n        else:\n",
+                FLOW,
+                _ANSWERED,
+                "            failure, verdict = None, judge(job.batch, None, lane.order)\n" + _ANSWERED,
             ),
         ),
         hint="images:unreliable_backend",
@@ -146,15 +159,13 @@ MUTANTS: Final = (
         row="timed out but applied",
         edits=(
             Edit(
-                DISPATCHER,
-                "            self._fail_batch(job, error)\n        else:\n",
+                FLOW,
+                _ANSWERED,
                 """\
             if isinstance(error, TimeoutError):
-                self._settle(job, dict.fromkeys(range(len(job.batch))), {}, None)
-            else:
-                self._fail_batch(job, error)
-        else:
-""",
+                failure, verdict = None, judge(job.batch, None, lane.order)
+"""
+                + _ANSWERED,
             ),
         ),
         hint="answers:silence",
@@ -164,9 +175,9 @@ MUTANTS: Final = (
         row="timed out but applied",
         edits=(
             Edit(
-                BATCHER,
-                "        self._return(entries)\n        self.failures += 1\n        self._blocked_until = retry_at_ns\n",
-                "        self.failures += 1\n        self._blocked_until = retry_at_ns\n",
+                PLACES,
+                "        self.parcels.wait(again, retry_at_ns)\n",
+                "",
             ),
         ),
         hint="schedules:unanswered",
@@ -177,13 +188,13 @@ MUTANTS: Final = (
         edits=(
             Edit(
                 DELIVERY,
-                "        if isinstance(outcome, Retry):\n            retry",
-                "        if isinstance(outcome, Retry) and not index:\n            retry",
+                "            case Retry():\n",
+                "            case Retry() if not index:\n",
             ),
             Edit(
                 DELIVERY,
-                "            applied[index] = outcome.result\n",
-                "            applied[index] = None\n",
+                "            case _:\n                applied[index] = outcome.result\n",
+                "            case _:\n                applied[index] = None\n",
             ),
         ),
         hint="images:partial",
@@ -191,7 +202,7 @@ MUTANTS: Final = (
     Mutant(
         name="the mark is not asked whether it covers what is to be tried again",
         row="k of n applied, then an error",
-        edits=(Edit(DISPATCHER, "            self._check_mark(job, verdict)\n", ""),),
+        edits=(Edit(FLOW, "                self._check_mark(job, verdict)\n", ""),),
         hint="answers:careless",
     ),
     Mutant(
@@ -241,9 +252,9 @@ MUTANTS: Final = (
         row="a lost wake-up that leaves the last partial batch",
         edits=(
             Edit(
-                DISPATCHER,
-                "            )\n            self._work.notify_all()\n        for",
-                "            )\n        for",
+                "walbatch/runtime/workers.py",
+                "            self._work.notify_all()\n        for",
+                "        for",
             ),
         ),
         hint="schedules:awaited",

@@ -7,7 +7,9 @@ from typing import Final
 from tools.mutants.mutant import Edit, Mutant
 
 FRAME: Final = "walbatch/core/frame.py"
+COLUMNS: Final = "walbatch/core/columns.py"
 LOG: Final = "walbatch/storage/log.py"
+READING: Final = "walbatch/storage/reading.py"
 SCANNER: Final = "walbatch/core/scanner.py"
 SEGMENT: Final = "walbatch/storage/segment.py"
 
@@ -147,9 +149,9 @@ MUTANTS: Final = (
         row="empty, one-byte and exact-limit payloads",
         edits=(
             Edit(
-                FRAME,
-                "    if payloads_at + sum(payload_bytes) != len(raw):\n",
-                "    if payloads_at + sum(payload_bytes) != len(raw) or min(payload_bytes) < 4:\n",
+                COLUMNS,
+                "    if end != len(raw):\n",
+                "    if end != len(raw) or min(payload_bytes) < 4:\n",
             ),
         ),
         hint="images:smallest",
@@ -172,8 +174,8 @@ MUTANTS: Final = (
         edits=(
             Edit(
                 "walbatch/core/recovery.py",
-                "        evidence=damage is not None and max(damage.evidence_lsn, durable_lsn) > segment.last_lsn,\n",
-                "        evidence=damage is not None and damage.reason != 'no frame magic',\n",
+                "        and (max(damage.evidence_lsn, durable_lsn) > segment.last_lsn or _is_compacted(segment)),\n",
+                "        and damage.reason != 'no frame magic',\n",
             ),
         ),
         hint="images:single",
@@ -183,7 +185,7 @@ MUTANTS: Final = (
         row="an undecodable payload that stops the world",
         edits=(
             Edit(
-                LOG,
+                READING,
                 '        except FrameError as error:\n            raise CorruptionError(\n                f"{path} at offset',
                 "        except FrameError as error:\n"
                 "            return None\n"

@@ -109,7 +109,7 @@ MUTANTS: Final = (
     Mutant(
         name="a segment that a killed opener named is built on without a sync of its name",
         row="no directory sync after create or rename",
-        edits=(Edit(LOG, "        sync_directory(fs, layout.wal)\n        _remove", "        _remove"),),
+        edits=(Edit(LOG, "        sync_directory(fs, layout.wal)\n        remove", "        remove"),),
         hint="images:half_named",
     ),
     Mutant(
@@ -130,8 +130,8 @@ MUTANTS: Final = (
         edits=(
             Edit(
                 CHECKPOINTER,
-                "            self._log.trim(last.watermark)\n",
-                "            self._log.trim(settled.watermark)\n",
+                "        lsn = self._covered.watermark\n",
+                "        lsn = self.checkpointed_lsn\n",
             ),
         ),
         hint="stale:roll",
@@ -169,7 +169,7 @@ MUTANTS: Final = (
         edits=(
             Edit(
                 RECOVERY,
-                "    lost = last and checkpoint is not None and checkpoint.segment > segment.number\n",
+                "    lost = last and facts.last_segment > segment.number\n",
                 "    lost = False\n",
             ),
         ),
@@ -203,7 +203,7 @@ MUTANTS: Final = (
         edits=(
             Edit(
                 RECOVERY,
-                "    if not facts.segments and (facts.checkpoint is not None or facts.state_findings):\n",
+                "    if not facts.segments and known:\n",
                 "    if False:\n",
             ),
         ),
@@ -213,7 +213,7 @@ MUTANTS: Final = (
         name="a temporary file that was left over is in the way of the next segment",
         row="leftover temporary files",
         edits=(
-            Edit(LOG, "        _remove_temporary_files(fs, layout)\n", ""),
+            Edit(LOG, "        remove_temporary_files(fs, layout)\n", ""),
             Edit(
                 SEGMENT,
                 "        if fs.exists(temporary):\n            fs.unlink(temporary)\n",

@@ -8,7 +8,7 @@ from tools.mutants.mutant import Edit, Mutant
 
 COMMITTER: Final = "walbatch/runtime/committer.py"
 DISPATCHER: Final = "walbatch/runtime/dispatcher.py"
-ENGINE: Final = "walbatch/engine.py"
+CLOSING: Final = "walbatch/engine/closing.py"
 LOG: Final = "walbatch/storage/log.py"
 STORE: Final = "walbatch/storage/store.py"
 
@@ -35,9 +35,9 @@ MUTANTS: Final = (
         row="two processes, one process twice, another spelling of the path",
         edits=(
             Edit(
-                ENGINE,
-                "        stopped = self._dispatcher.stop(grace)\n",
-                "        self._store.lock.release()\n        stopped = self._dispatcher.stop(grace)\n",
+                CLOSING,
+                "        stopped = dispatcher.stop(grace)",
+                "        assembly.store.lock.release()\n        stopped = dispatcher.stop(grace)",
             ),
         ),
         hint="schedules:successor",
@@ -47,12 +47,12 @@ MUTANTS: Final = (
         row="interpreter exit without close",
         edits=(
             Edit(
-                ENGINE,
-                'reason = "drained" if self._dispatcher.drain(left) else "timeout"\n',
+                CLOSING,
+                'reason = "drained" if dispatcher.flushing.drain(left) else "timeout"\n',
                 'reason = "drained" if left != 0 else "timeout"\n',
             ),
             Edit(
-                ENGINE,
+                CLOSING,
                 '        if reason == "drained" and (remaining',
                 '        if reason == "" and (remaining',
             ),
@@ -62,7 +62,7 @@ MUTANTS: Final = (
     Mutant(
         name="close leaves tickets that nobody resolves",
         row="every ticket resolves exactly once",
-        edits=(Edit(ENGINE, "            self._dispatcher.abandon()\n", ""),),
+        edits=(Edit(CLOSING, "            assembly.dispatcher.abandon()\n", ""),),
         hint="schedules:abandoned",
     ),
     Mutant(
@@ -171,7 +171,7 @@ MUTANTS: Final = (
         edits=(
             Edit(
                 DISPATCHER,
-                "            if group.last_lsn <= self._end_lsn:\n"
+                "            if last_lsn <= end_lsn:\n"
                 "                continue  # handed over twice by an interrupted leader\n",
                 "",
             ),

@@ -9,6 +9,7 @@ from tools.mutants.mutant import Edit, Mutant
 FRAME: Final = "walbatch/core/frame.py"
 LAYOUT: Final = "walbatch/storage/layout.py"
 LOG: Final = "walbatch/storage/log.py"
+OPENING: Final = "walbatch/storage/opening.py"
 RECOVERY: Final = "walbatch/core/recovery.py"
 SCANNER: Final = "walbatch/core/scanner.py"
 
@@ -72,7 +73,7 @@ MUTANTS: Final = (
         edits=(
             Edit(
                 RECOVERY,
-                "    durable_lsn = max(checkpoint.durable_lsn, watermark) if checkpoint else 0\n    last = index",
+                "    durable_lsn = facts.durable_lsn\n    last = index",
                 "    durable_lsn = 0\n    last = index",
             ),
         ),
@@ -93,7 +94,7 @@ MUTANTS: Final = (
     Mutant(
         name="a torn tail is not copied to quarantine",
         row="the quarantine copy not synced",
-        edits=(Edit(LOG, "        for torn in plan.torn:\n            _quarantine(fs, layout, torn)\n", ""),),
+        edits=(Edit(LOG, "        for torn in plan.torn:\n            quarantine(fs, layout, torn)\n", ""),),
         hint="quarantine:single",
     ),
     Mutant(
@@ -124,7 +125,7 @@ MUTANTS: Final = (
     return path
 """,
             ),
-            Edit(LOG, '    write_durably(fs, f"{name}.note", note.encode())\n', "    del note\n"),
+            Edit(OPENING, '    write_durably(fs, f"{name}.note", note.encode())\n', "    del note\n"),
         ),
         hint="quarantine:single",
     ),
@@ -137,15 +138,15 @@ MUTANTS: Final = (
                 "        active = SegmentWriter.create(\n"
                 "            fs, layout.segment(header.number), header, segment_bytes=settings",
                 """\
-        first_frames = list(_first_frames(fs, layout, plan))
-        _cut_predecessor(fs, layout, _closed_segments(facts, plan), header.prev_number)
+        frames = list(first_frames(fs, layout, plan))
+        cut_predecessor(fs, layout, closed_segments(facts, plan), header.prev_number)
         active = SegmentWriter.create(
             fs, layout.segment(header.number), header, segment_bytes=settings""",
             ),
             Edit(
                 LOG,
-                "            first=list(_first_frames(fs, layout, plan)),\n",
-                "            first=first_frames,\n",
+                "            first=list(first_frames(fs, layout, plan)),\n",
+                "            first=frames,\n",
             ),
         ),
         hint="twice:single",
@@ -172,7 +173,7 @@ MUTANTS: Final = (
         row="a crash or I/O error inside recovery, again and again",
         edits=(
             Edit(
-                LOG,
+                OPENING,
                 "            for frame in plan.copied:\n",
                 "            for frame in plan.copied[: max(1, len(plan.copied) - 1)]:\n",
             ),

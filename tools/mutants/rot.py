@@ -29,7 +29,8 @@ from walbatch.testing.simulation import (
     Workload,
 )
 from walbatch.testing.simulation.history import Acknowledged, Drained, Ended, Event
-from walbatch.testing.simulation.workload import QUICK, STORE
+from walbatch.testing.simulation.looks import STORE
+from walbatch.testing.simulation.workload import QUICK
 
 SECTOR: Final = 512
 WAL: Final = f"{STORE}/wal"

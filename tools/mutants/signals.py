@@ -17,7 +17,7 @@ import walbatch as wb
 from walbatch.engine import Engine
 from walbatch.testing.shipped import environment_of
 from walbatch.testing.simulation import Process, Session
-from walbatch.testing.simulation.workload import STORE
+from walbatch.testing.simulation.looks import STORE
 
 
 class Interrupted(BaseException):

@@ -17,7 +17,7 @@ from tools.mutants import rot
 from walbatch.engine import Engine
 from walbatch.testing.shipped import environment_of, open_engine
 from walbatch.testing.simulation import BackendDisk, Cut, Machine, Process, crash_images
-from walbatch.testing.simulation.workload import STORE
+from walbatch.testing.simulation.looks import STORE
 from walbatch.types import Checkpoint
 
 DEEP: Final = "/srv/queues/store"

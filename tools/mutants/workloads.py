@@ -12,10 +12,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from walbatch.config import Trigger
-from walbatch.errors import EngineClosed, StorageError, StoreLocked, WalbatchError
+from tools.modes.workloads import HASTY, hanging_first, rejecting, remove_file
+from walbatch.config import RetryPolicy, Trigger
+from walbatch.core.routing import shard_of
+from walbatch.errors import CorruptionError, EngineClosed, StorageError, StoreLocked, WalbatchError
 from walbatch.testing.shipped import open_engine
-from walbatch.testing.simulation import Cut, LanePlan, Machine, Manner, Process, Session, Workload
+from walbatch.testing.simulation import Cut, Fault, LanePlan, Machine, Manner, Process, Session, Workload
+from walbatch.testing.simulation.looks import STORE, names_in
 from walbatch.testing.simulation.workload import QUICK
 from walbatch.types import Batch
 
@@ -154,18 +157,18 @@ def holes(_batch: Batch, call: int) -> Manner:
 
 
 def away(_batch: Batch, call: int) -> Manner:
-    """Fails for a while."""
-    return Manner.FAIL if call % 3 else Manner.APPLY
+    """Fails now and then, and not so often that a breaker opens: a drain would not wait for it."""
+    return Manner.FAIL if call % 3 == 1 else Manner.APPLY
 
 
 def half(_batch: Batch, call: int) -> Manner:
-    """The connection breaks in the middle of every other batch."""
-    return Manner.PART if call % 2 else Manner.ANSWER_PART if call % 4 else Manner.APPLY
+    """The connection breaks in the middle of a batch, as often as a breaker allows; others come back in part."""
+    return (Manner.APPLY, Manner.PART, Manner.ANSWER_PART)[call % 3]
 
 
 def sick(batch: Batch, call: int) -> Manner:
-    """One lane is away all the time that it is looked at, the other is well."""
-    return Manner.FAIL if batch.lane == "sick" and call < 12 else Manner.APPLY
+    """One lane is away for a while, but not for as long as opens its breaker; the other is well."""
+    return Manner.FAIL if batch.lane == "sick" and call < 5 else Manner.APPLY
 
 
 def two_lanes(session: Session) -> None:
@@ -385,8 +388,116 @@ def at_most_eight(machine: Machine) -> None:
     machine.fs.files_max = 8
 
 
+TWO_LANES: Final = {"put": LanePlan(), "slow": LanePlan()}
 LAZY: Final = LanePlan(durability="interval")
 SECOND_LIFE_CHECKPOINT_MS: Final = 10_000.0
+
+
+def compacted_backlog(session: Session) -> None:
+    """A lane has more in the log than fits in memory, and waits in the middle of segments that are compacted meanwhile."""
+    session.open()
+    session.engine.pause("slow")
+    # As many as make the segment in which the lane waits the last one that is closed: what is merged gets its number.
+    for number in range(21):
+        session.submit(b"a%d" % (number % 3), "slow", size=28_500)
+        for _ in range(2):
+            session.submit(b"k%d" % (number % 3), size=30_000)
+    session.pause(0.2)
+    session.engine.resume("slow")
+    session.close()
+
+
+def one_shard_at_first(batch: Batch, call: int) -> Manner:
+    """The other one fails for a while."""
+    return Manner.FAIL if batch.shard and call <= 4 else Manner.APPLY
+
+
+def half_settled(session: Session) -> None:
+    """One shard of a lane flows and the other does not: what is dropped of the one is not the other's."""
+    session.open()
+    keys = sorted((b"k%d" % number for number in range(16)), key=lambda key: shard_of(key, 2))
+    for number in range(12):  # one in four is of the other shard
+        session.submit(keys[number % 4 - 1], size=900)
+    session.pause(0.1)
+    session.close(drain=False)
+    session.open()
+    session.close()
+
+
+def compacted_without_state(session: Session) -> None:
+    """An older operation of a key stands where nothing is compacted, a newer one is dropped; then state/ is lost."""
+    compacted_middle(session)
+    verify_without_state(session)
+
+
+def compacted_middle(session: Session) -> None:
+    """What is compacted and merged stands behind a segment that is not."""
+    session.open()
+    session.engine.pause("slow")
+    session.submit(b"a", "slow", size=1400)
+    session.submit(b"a", "slow", size=1400)
+    session.submit(b"k", size=100)
+    for _ in range(3):
+        session.submit(b"k", size=900)
+    # Meanwhile the first segment is read: most of it is needed. All that the second one holds is settled before it is closed.
+    session.pause(0.1)
+    for _ in range(3):
+        session.submit(b"z", size=1500)
+    session.pause(0.1)
+    session.close(drain=False)
+
+
+def verify_without_state(session: Session) -> None:
+    """Open the store without its state/: what is delivered of a key ends with the newest operation of it."""
+    machine = session.process.machine
+    if "data.mdb" in names_in(machine, f"{STORE}/state"):
+        remove_file(machine, f"{STORE}/state/data.mdb")
+    try:
+        session.open()
+    except CorruptionError:
+        return  # a power cut has undone a part of a trim: without state/ nobody can tell that from a loss
+    session.submit(b"after")
+    session.submit(b"after", "slow")
+    session.close()
+    disk = session.process.machine.backends["put"]
+    # The operations of this key have the LSNs 3 to 6, and the payloads 0/2 to 0/5.
+    applied = [lsn for _, lsn in disk.counts if lsn in range(3, 7)]
+    if applied and not disk.content[b"k"].startswith(b"0/%d:" % (max(applied) - 1)):
+        raise AssertionError(
+            f"{disk.content[b'k'][:4]!r} was applied last, and LSN {max(applied)} had been before"
+        )
+
+
+def asked(session: Session) -> None:
+    """Where an operation is, again and again, while it becomes durable and is taken over for delivery."""
+    session.open()
+    for _ in range(30):
+        session.submit_nowait(b"a")
+        for _ in range(10):
+            session.ask(session.submitted_lsns[-1])
+    session.close()
+
+
+def rejected(session: Session) -> None:
+    """What is rejected cannot be buried."""
+    session.open()
+    session.submit(b"a", payload=b"bad/0")
+    session.pause(0.05)
+    session.look_at_letters()
+    session.close()
+
+
+def missed(session: Session) -> None:
+    """What has missed its deadline cannot be buried at once."""
+    session.open()
+    session.engine.pause("put")
+    session.submit(b"a", deadline_s=0.02)
+    session.submit(b"a")
+    session.pause(0.05)
+    session.engine.resume("put")
+    session.engine.flush(timeout=10)
+    session.close()
+
 
 WORKLOADS: Final = {
     workload.name: workload
@@ -415,10 +526,10 @@ WORKLOADS: Final = {
         ),
         Workload(name="smallest", run=smallest, settings=RAW),
         Workload(name="exactly_full", run=exactly_full, settings=RAW),
-        Workload(name="partial", run=keyed, manners=holes, lanes={"put": LanePlan(shards=2)}),
-        Workload(name="holes", run=keyed, manners=half),
-        Workload(name="unanswered", run=keyed, manners=away),
-        Workload(name="careless", run=keyed, manners=holes, lanes={"put": EXACT}),
+        Workload(name="partial", run=keyed, manners=holes, lanes={"put": LanePlan(shards=2, retry=HASTY)}),
+        Workload(name="holes", run=keyed, manners=half, lanes={"put": LanePlan(retry=HASTY)}),
+        Workload(name="unanswered", run=keyed, manners=away, lanes={"put": LanePlan(retry=HASTY)}),
+        Workload(name="careless", run=keyed, manners=holes, lanes={"put": replace(EXACT, retry=HASTY)}),
         Workload(
             name="sick_lane",
             run=two_lanes,
@@ -427,6 +538,11 @@ WORKLOADS: Final = {
             settings=RAW,
         ),
         Workload(name="awaited", run=awaited),
+        Workload(name="asked", run=asked),
+        Workload(
+            name="rejected", run=rejected, manners=rejecting, faults=[Fault(call="bury", error=errno.EIO)]
+        ),
+        Workload(name="missed", run=missed, faults=[Fault(call="bury", error=errno.ENOSPC)]),
         Workload(
             name="bounded",
             run=bounded,
@@ -446,10 +562,42 @@ WORKLOADS: Final = {
             settings=replace(RAW, memory_bytes_max=2**20),
         ),
         Workload(name="two_engines", run=two_engines),
-        Workload(name="successor", run=successor, manners=lambda _batch, _call: Manner.SLOW),
+        Workload(
+            name="successor",
+            run=successor,
+            # Calls that were given up return while the engine stops: so that takes its time.
+            lanes={"put": LanePlan(transactional=True, retry=HASTY, timeout_s=0.1)},
+            manners=hanging_first,
+        ),
         Workload(name="half_named", run=once, prepare=half_named),
         Workload(name="abandoned", run=abandoned),
         Workload(name="closing", run=closing),
         Workload(name="few_descriptors", run=few_descriptors, settings=RAW, prepare=at_most_eight),
+        Workload(
+            name="compacted_backlog",
+            run=compacted_backlog,
+            lanes=TWO_LANES,
+            settings=replace(RAW, segment_bytes=2**17, memory_bytes_max=2**20, checkpoint_ms=10),
+        ),
+        Workload(
+            name="half_settled",
+            run=half_settled,
+            lanes={"put": LanePlan(shards=2, retry=RetryPolicy(base_s=5, ceiling_s=5))},
+            manners=one_shard_at_first,
+            settings=replace(RAW, checkpoint_ms=10),
+        ),
+        Workload(
+            name="compacted_middle",
+            run=compacted_middle,
+            lanes=TWO_LANES,
+            settings=replace(RAW, checkpoint_ms=10),
+        ),
+        Workload(
+            name="compacted_without_state",
+            run=compacted_without_state,
+            lanes=TWO_LANES,
+            verify=verify_without_state,
+            settings=replace(RAW, checkpoint_ms=10),
+        ),
     )
 }

@@ -472,7 +472,7 @@ def _storage_error(path: Path, reason: str, code: int | None) -> StorageError:
     elif code == errno.ENOMEM:
         hint = "allow more address space (ulimit -v), or use a smaller map_bytes"
     elif code == errno.ENOENT:
-        hint = "it is gone: restore it from a backup"
+        hint = "it cannot be made there, or is gone: check the path, or restore it from a backup"
     else:
         hint = "check the disk"
     return StorageError(f"{path}: {reason}: {hint}", path=str(path), errno=code)

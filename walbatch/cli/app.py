@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from importlib.metadata import version
+from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
-from walbatch.cli.exits import Exit, exit_code, explain, guarded
+from walbatch.cli.exits import Exit, Terminated, exit_code, explain, guarded
+from walbatch.cli.letters import dlq
 from walbatch.cli.looking import inspect, verify
 from walbatch.cli.output import is_stdout_usable
 from walbatch.cli.recover import recover
+from walbatch.cli.stats import stats
 from walbatch.cli.transfer import dump, load
 
 app = typer.Typer(
@@ -24,11 +28,12 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Operate walbatch stores.\n\nEvery command has --json. When something is wrong, one line says what to do next, and the "
     "exit code says what it was: 0 done, 2 usage, 3 work left, 4 corruption (nothing changed), 5 locked by another process, "
-    "6 newer format, 7 salvaged with stated loss, 8 I/O error.",
+    "6 newer format, 7 salvaged with stated loss, 8 I/O error, 130 interrupted (SIGINT), 143 terminated (SIGTERM).",
 )
-for command in (recover, verify, inspect, load):
+for command in (recover, verify, inspect, stats, load):
     app.command()(guarded(command))
 app.command()(guarded(dump, json_errors=False))
+app.add_typer(dlq, name="dlq", help="See, requeue, drop and export dead letters.")
 
 
 def _show_version(*, wanted: bool) -> None:
@@ -60,13 +65,22 @@ def main() -> NoReturn:
     logging.getLogger("walbatch").propagate = False
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(standalone_mode=False, prog_name="walbatch") or Exit.DONE
         sys.stdout.flush()
+    except Terminated as error:  # outside a command
+        typer.echo(f"walbatch: {explain(error)}", err=True)
+        code = exit_code(error)
     except Exception as error:  # noqa: BLE001 - wrong usage, whose class is typer's own affair
         is_stdout_usable()
         code = _complain(error)
     sys.exit(code)
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise Terminated
 
 
 def _complain(error: Exception) -> int:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from walbatch.cli.output import Step
 from walbatch.engine import Engine
-from walbatch.errors import ResultTimeout
+from walbatch.errors import BackendError, ResultTimeout
+from walbatch.inspection import look, passes_over
 
 POLL_S = 0.2
 STOP_S = 5.0
@@ -33,14 +34,14 @@ class Delivered:
     errors: Mapping[str, str]
 
 
-def deliver(engine: Engine, *, pending: int, served: int, patience: Patience, step: Step) -> Delivered:
+def deliver(engine: Engine, *, served: int, patience: Patience, step: Step) -> Delivered:
     """Flush until nothing is left or patience ends, then close the engine.
 
-    `pending` operations were pending when it was opened or have been submitted since, and `served` of them have a
-    backend. The engine is closed in any case; what is not delivered stays in its log.
+    `served` operations are pending and have a backend. The engine is closed in any case; what is not delivered stays in
+    its log.
     """
     started = progressed = time.monotonic()
-    done = 0
+    before, done = _settled(engine), 0
     errors: dict[str, str] = {}
     try:
         while served:
@@ -48,9 +49,11 @@ def deliver(engine: Engine, *, pending: int, served: int, patience: Patience, st
                 engine.flush(timeout=POLL_S)
             except ResultTimeout:
                 pass
+            except BackendError:
+                break  # what is left waits for somebody to repair a backend
             else:
                 break
-            now, settled = time.monotonic(), pending - engine.stats().pending
+            now, settled = time.monotonic(), _settled(engine) - before
             if settled > done:
                 done, progressed = settled, now
             step(done, served)
@@ -64,7 +67,22 @@ def deliver(engine: Engine, *, pending: int, served: int, patience: Patience, st
         report = engine.close(drain=False, timeout=STOP_S)
     return Delivered(
         count=sum(lane.applied for lane in engine.stats().lanes.values()),
-        remaining=report.remaining,
+        remaining=_left(engine, report.remaining),
         elapsed_s=time.monotonic() - started,
         errors=errors if report.remaining else {},
     )
+
+
+def _settled(engine: Engine) -> int:
+    stats = engine.stats()
+    return stats.applied + stats.dead + stats.cancelled
+
+
+def _left(engine: Engine, remaining: int) -> int:
+    """What is left in the log of a closed engine, which says `remaining`.
+
+    It counts also what it would have passed over, had it come to read that; the log itself tells.
+    """
+    if remaining and passes_over(engine.path):
+        return look(engine.path, full=True).store.pending
+    return remaining

@@ -33,9 +33,9 @@ class Exit(enum.IntEnum):
     INTERNAL = 1
     USAGE = 2
     WORK_LEFT = 3
-    """Consistent, but operations are left: a backend fails, is not known, or time ran out."""
+    """Consistent, but operations are left (a backend fails, is not known, or time ran out), or dead letters are."""
     CORRUPT = 4
-    """Corruption found; nothing was changed."""
+    """Corruption found; nothing was changed. Where only dead letters are damaged, those were left, and the rest was done."""
     LOCKED = 5
     NEWER_FORMAT = 6
     SALVAGED = 7
@@ -43,6 +43,12 @@ class Exit(enum.IntEnum):
     IO_ERROR = 8
     INTERRUPTED = 130
     """By Ctrl-C: what a shell makes of SIGINT."""
+    TERMINATED = 143
+    """The same of SIGTERM."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: the command ends in order, as after Ctrl-C."""
 
 
 def exit_code(error: BaseException) -> Exit:
@@ -60,6 +66,8 @@ def exit_code(error: BaseException) -> Exit:
             return Exit.IO_ERROR
         case WalbatchError():
             return Exit.WORK_LEFT
+        case Terminated():
+            return Exit.TERMINATED
         case KeyboardInterrupt():
             return Exit.INTERRUPTED
         case _:
@@ -76,7 +84,8 @@ def explain(error: BaseException) -> str:
                 f"{error.filename or 'input or output'}: {error.strerror or error}: repair that and try again"
             )
         case KeyboardInterrupt():
-            text = "interrupted: nothing acknowledged is lost, and the command can be run again"
+            how = "terminated" if isinstance(error, Terminated) else "interrupted"
+            text = f"{how}: nothing acknowledged is lost, and the command can be run again"
         case _:
             text = (
                 f"this is a bug in walbatch ({type(error).__name__}: {error}): nothing acknowledged is lost; please report it, "

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from walbatch.backends.urls import open_backend
 from walbatch.config import Lane
 from walbatch.errors import ConfigError
+from walbatch.inspection import look, remembered_lanes
 from walbatch.types import LaneMemory
 
 Named = Mapping[str, str | None]
@@ -29,6 +30,38 @@ def parse_lanes(options: Iterable[str]) -> dict[str, str | None]:
             raise ConfigError(f"--lane names {kind!r} twice: name it once")
         lanes[kind] = url or None
     return lanes
+
+
+def check_known(kinds: Iterable[str], *, known: Collection[str]) -> None:
+    """Raise ConfigError for a lane that the store does not know: opened once, it would be remembered for ever."""
+    if unknown := sorted(set(kinds) - set(known)):
+        names = ", ".join(map(repr, sorted(known)))
+        has = f"its {'lane is' if len(known) == 1 else 'lanes are'} {names}" if known else "it has none yet"
+        raise ConfigError(f"the store has no lane {unknown[0]!r}: {has}; correct --lane")
+
+
+def check_lane(store: str, kind: str | None, *, seen: Collection[str]) -> None:
+    """Raise ConfigError for a lane to show that the store does not know, `seen` ones aside. Reads the log where it has to."""
+    if kind is None or kind in seen or kind in remembered_lanes(store):
+        return
+    found = look(store, full=True).store
+    if found.refusal is None:  # else nobody can tell
+        check_known([kind], known={*found.kinds, *seen})
+
+
+def check_shards(shards: int | None, *, named: Named, remembered: Mapping[str, LaneMemory]) -> None:
+    """Raise ConfigError where the number of shards is for no lane, and is not what the lanes have."""
+    memories = [remembered.get(kind) for kind in (named or remembered)]
+    if (
+        shards is None
+        or not memories
+        or any(memory is None or memory.shards == shards for memory in memories)
+    ):
+        return
+    has = ", ".join(f"{kind!r} {memory.shards:,}" for kind, memory in sorted(remembered.items()))
+    raise ConfigError(
+        f"--shards {shards} is for a lane whose shards the store does not remember; here they are fixed: {has}. Leave it out"
+    )
 
 
 def name_one(to: str, *, known: Iterable[str], named: Named) -> dict[str, str | None]:

@@ -10,7 +10,7 @@ import typer
 from walbatch.cli.exits import Exit, exit_code, explain
 from walbatch.cli.output import count_text, progress_bar, show_json, size_text
 from walbatch.cli.recover import case_lines, found_json
-from walbatch.inspection import SegmentReport, StoreReport, look
+from walbatch.inspection import SegmentReport, StoreReport, kept, look
 
 PICTURE_COLUMNS = 76
 """Of the picture of the log."""
@@ -30,7 +30,7 @@ def verify(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Read every byte of STORE and check it.
+    """Read every byte of STORE and check it: its log, and what state/ keeps.
 
     Changes nothing, also while an engine has the store open.
 
@@ -39,12 +39,17 @@ def verify(
     with progress_bar("verifying", hidden=as_json) as step:
         report = look(store, full=True, audit=audit, progress=step)
     found = report.store
-    code = exit_code(found.refusal) if found.refusal else Exit.CORRUPT if report.problems else Exit.DONE
+    problems = [*report.problems, *found.findings]
+    if found.uuid is not None:
+        told = {case.message for case in found.cases}
+        beside = kept(store)
+        problems += [finding for finding in (*beside.damage, *beside.findings) if finding not in told]
+    code = exit_code(found.refusal) if found.refusal else Exit.CORRUPT if problems else Exit.DONE
     if as_json:
         show_json(
             {
                 **found_json(found), "frames": report.frames, "operations": report.operations, "bytes": report.bytes,
-                "audited": audit, "problems": list(report.problems), "error": explain(found.refusal) if found.refusal else None,
+                "audited": audit, "problems": problems, "error": _without_verify(found) if found.refusal else None,
                 "exit": code,
             }
         )  # fmt: skip
@@ -54,18 +59,24 @@ def verify(
             f"{count_text(report.operations, 'operation')}, {size_text(report.bytes)}"
             + (", every CRC checked twice" if audit else "")
         )
-        for line in (*case_lines(found), *(f"  {problem}" for problem in report.problems)):
+        for line in (*case_lines(found), *(f"  {problem}" for problem in problems)):
             typer.echo(line)
         if code == Exit.DONE:
             typer.echo("sound")
     if found.refusal is not None:
-        typer.echo(f"walbatch: {explain(found.refusal)}", err=True)
-    elif report.problems:
+        typer.echo(f"walbatch: {_without_verify(found)}", err=True)
+    elif problems:
         typer.echo(
             "walbatch: the store is damaged: keep a copy of it, and restore its files from an older one",
             err=True,
         )
     raise typer.Exit(code)
+
+
+def _without_verify(found: StoreReport) -> str:
+    """What is refused and what to do, which is not what has just been done."""
+    assert found.refusal is not None
+    return explain(found.refusal).replace(f"look with 'walbatch verify {found.path}', ", "")
 
 
 def inspect(store: StoreArgument, *, as_json: JsonOption = False) -> None:
@@ -84,7 +95,8 @@ def inspect(store: StoreArgument, *, as_json: JsonOption = False) -> None:
                 **found_json(found), "checkpoint_generation": found.checkpoint_generation, "quarantine": list(found.quarantine),
                 "segment_list": [
                     {"number": s.number, "bytes": s.file_bytes, "epoch": s.epoch, "first_lsn": s.first_lsn,
-                     "last_lsn": s.last_lsn, "operations": s.operations, "row": s.label, "decision": s.decision,
+                     "last_lsn": s.last_lsn, "operations": s.operations, "pending": s.pending,
+                     "frame_bytes": s.frame_bytes, "row": s.label, "decision": s.decision,
                      "damage": s.damage, "lost": s.lost}
                     for s in found.segments
                 ],
@@ -110,20 +122,22 @@ def _lines(found: StoreReport) -> Iterator[str]:
     yield f"checkpoint  {'none' if generation is None else f'generation {generation:,}'}"
     if found.segments:
         yield ""
-        yield f"{'segment':>7} {'epoch':>5} {'first lsn':>15} {'last lsn':>15} {'operations':>11} {'size':>9}  row"
+        yield f"{'segment':>7} {'epoch':>5} {'first lsn':>15} {'last lsn':>15} {'operations':>11} {'size':>9} {'in frames':>9}  row"
         for segment in found.segments:
             size = size_text(segment.file_bytes)
+            framed = "?" if segment.frame_bytes is None else size_text(segment.frame_bytes)
             yield (
                 f"{segment.number:>7} {segment.epoch:>5} {segment.first_lsn:>15,} {segment.last_lsn:>15,} "
-                f"{segment.operations:>11,} {size:>9}  {segment.label} {segment.decision}"
+                f"{segment.operations:>11,} {size:>9} {framed:>9}  {segment.label} {segment.decision}"
             )
             if segment.damage:
                 yield f"{'':>7} {segment.damage}"
             if segment.lost:
                 yield f"{'':>7} {segment.lost:,} LSNs were given up by a salvage"
         yield ""
-        yield from _picture(found.segments, found.settled_lsn)
-        yield "  rows: docs/recovery.md"
+        yield from _picture(found.segments)
+        rows = {segment.label: segment.situation for segment in found.segments if segment.label}
+        yield from (f"  {label}: {situation}" for label, situation in rows.items())
     if found.lanes:
         yield ""
         width = max(4, *map(len, found.lanes))
@@ -138,7 +152,7 @@ def _lines(found: StoreReport) -> Iterator[str]:
         yield f"quarantine/ holds {count_text(len(found.quarantine), 'file')}: keep them until you know where they came from"
 
 
-def _picture(segments: tuple[SegmentReport, ...], settled_lsn: int) -> Iterator[str]:
+def _picture(segments: tuple[SegmentReport, ...]) -> Iterator[str]:
     """The log from its oldest to its newest segment, as wide as each has operations."""
     shown = segments[-PICTURE_SEGMENTS_MAX:]
     total = max(1, sum(segment.operations for segment in shown))
@@ -152,9 +166,8 @@ def _picture(segments: tuple[SegmentReport, ...], settled_lsn: int) -> Iterator[
         if segment.decision == "corrupt":
             cells.append("!" * width)
             continue
-        span = max(1, segment.last_lsn - segment.first_lsn + 1)
-        settled = min(span, max(0, settled_lsn - segment.first_lsn + 1))
-        filled = width * settled // span
+        settled = segment.operations - (segment.pending or 0)
+        filled = width * settled // max(1, segment.operations)
         cells.append("#" * filled + ("=" if segment.operations else ".") * (width - filled))
     yield f"{'...' if len(shown) < len(segments) else ''}[{'|'.join(cells)}]"
     yield "  # settled  = pending  . no operations  ! damaged"

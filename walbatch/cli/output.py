@@ -47,6 +47,14 @@ def size_text(size: float) -> str:
     return f"{size:,.1f} TiB"
 
 
+def duration_text(seconds: float) -> str:
+    """A duration for people."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= scale:
+            return f"{seconds / scale:,.1f} {unit}"
+    return f"{seconds / 1e-6:,.0f} us"
+
+
 def count_text(count: int, noun: str) -> str:
     """A number and its noun: `1 operation`, `2,000 operations`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -10,12 +10,12 @@ import typer
 
 from walbatch.cli.delivering import Delivered, Patience, deliver
 from walbatch.cli.exits import Exit, exit_code, explain
-from walbatch.cli.lanes import build_lanes, name_one, parse_lanes
+from walbatch.cli.lanes import build_lanes, check_known, check_shards, name_one, parse_lanes
 from walbatch.cli.output import count_text, progress_bar, show_json, size_text
 from walbatch.config import Lane
 from walbatch.engine import Engine
 from walbatch.errors import ConfigError, CorruptionError
-from walbatch.inspection import LaneReport, StoreReport, look, remembered_lanes
+from walbatch.inspection import LaneReport, StoreReport, dead_letters, look, remembered_lanes
 from walbatch.salvage import Salvage, salvage_store
 
 
@@ -52,27 +52,43 @@ def recover(
     Shows what was found. Backends with a URL are remembered in the store: lmdb:///path, and python:module:function,
     which has to be named each time, because it runs code.
 
-    Exit codes: 0 consistent and delivered, 2 usage, 3 work left, 4 corruption (nothing was changed), 5 locked by
-    another process, 6 newer format, 7 salvaged with stated loss, 8 I/O error.
+    Exit codes: 0 consistent and delivered, 2 usage, 3 work or dead letters left, 4 corruption (nothing was changed; where only
+    dead letters are damaged, the rest was delivered), 5 locked by another process, 6 newer format, 7 salvaged with stated loss,
+    8 I/O error.
     """
     named = parse_lanes(lane or ())
     with progress_bar("checking", hidden=as_json) as step:
         found = look(store, full=True, lock=True, progress=step).store
-    given_up = Salvage()
+    loss = Salvage()
     if salvage and (found.refusal is None or isinstance(found.refusal, CorruptionError)):
-        given_up = salvage_store(store, dry_run=dry_run)
-        found = _salvaged(found, given_up)
+        if not found.kinds.issuperset(named):  # wrong usage must not come after a change
+            planned = salvage_store(store, dry_run=True)
+            check_known(named, known={*_known(store, found), *planned.pending})
+        loss = salvage_store(store, dry_run=dry_run)
+        found = _salvaged(found, loss)
     if found.refusal is not None:
         _refuse(found, as_json=as_json)
     if found.uuid is None:
         raise ConfigError(f"{found.path} holds no store yet: nothing to recover; check the path")
     if to is not None:
         named = name_one(to, known=found.lanes, named=named)
-    lanes = build_lanes(remembered_lanes(store), named=named, shards=shards)
+    check_known(named, known=_known(store, found))
+    remembered = remembered_lanes(store)
+    check_shards(shards, named=named, remembered=remembered)
+    lanes = build_lanes(remembered, named=named, shards=shards)
     patience = Patience(timeout=timeout, stall=stall)
-    delivered = None if dry_run or not lanes else _deliver(store, lanes, found, patience, hidden=as_json)
+    letters, findings = dead_letters(store)
+    told = {case.message for case in found.cases}
+    damage = tuple(finding for finding in findings if finding not in told)
+    delivered = None
+    if lanes and not dry_run:
+        delivered = _deliver(store, lanes, found, patience, hidden=as_json)
+        before, (letters, _) = {letter.lsn for letter in letters}, dead_letters(store)
+        died = sum(letter.lsn not in before for letter in letters)
+        # What a backend's own mark covers was delivered before, and is only known now.
+        delivered = replace(delivered, count=max(0, found.pending - delivered.remaining - died))
     result = _Result(
-        found=found, given_up=given_up, delivered=delivered, dry_run=dry_run,
+        found=found, loss=loss, delivered=delivered, dry_run=dry_run, letters=len(letters), damage=damage,
         unserved=tuple(report for report in found.lanes.values() if report.pending and not _has_backend(lanes, report.name)),
     )  # fmt: skip
     if as_json:
@@ -83,6 +99,11 @@ def recover(
         for line in result.next_steps():
             typer.echo(line, err=True)
     raise typer.Exit(result.exit)
+
+
+def _known(store: str, found: StoreReport) -> set[str]:
+    """The lanes of a store: remembered, in its log, or of its dead letters."""
+    return {*found.kinds, *found.lanes, *(letter.lane for letter in dead_letters(store)[0])}
 
 
 def _has_backend(lanes: Mapping[str, Lane], kind: str) -> bool:
@@ -100,18 +121,18 @@ def _refuse(found: StoreReport, *, as_json: bool) -> None:
     raise typer.Exit(code)
 
 
-def _salvaged(found: StoreReport, given_up: Salvage) -> StoreReport:
+def _salvaged(found: StoreReport, loss: Salvage) -> StoreReport:
     """The store as a salvage leaves it, with the cases that were found before: the same for a dry run."""
-    if not given_up.rebuilt:
+    if not loss.rebuilt:
         return found
     lanes = {kind: replace(report, pending=0, pending_bytes=0) for kind, report in found.lanes.items()}
-    for kind, count in given_up.pending.items():
+    for kind, count in loss.pending.items():
         report = lanes.get(kind) or LaneReport(name=kind, shards=None, url=None)
         lanes[kind] = replace(report, pending=count.operations, pending_bytes=count.bytes)
     return replace(
-        found, refusal=None, lanes=dict(sorted(lanes.items())), next_lsn=given_up.next_lsn,
-        pending=sum(count.operations for count in given_up.pending.values()), torn_bytes=given_up.torn_bytes,
-        copied_operations=given_up.copied_operations,
+        found, refusal=None, lanes=dict(sorted(lanes.items())), next_lsn=loss.next_lsn,
+        pending=sum(count.operations for count in loss.pending.values()), torn_bytes=loss.torn_bytes,
+        copied_operations=loss.copied_operations,
     )  # fmt: skip
 
 
@@ -122,9 +143,7 @@ def _deliver(
     served = sum(report.pending or 0 for kind, report in found.lanes.items() if _has_backend(lanes, kind))
     engine = Engine.open(store, lanes=lanes)
     with progress_bar("delivering", hidden=hidden or not served) as step:
-        done = deliver(engine, pending=found.pending, served=served, patience=patience, step=step)
-    # What a backend's own mark covers was delivered before, and is only known now.
-    return replace(done, count=max(0, found.pending - done.remaining))
+        return deliver(engine, served=served, patience=patience, step=step)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,11 +151,15 @@ class _Result:
     """What a recovery did, or would do."""
 
     found: StoreReport
-    given_up: Salvage
+    loss: Salvage
     delivered: Delivered | None
     dry_run: bool
     unserved: tuple[LaneReport, ...]
     """Lanes with pending operations and without a backend."""
+    letters: int
+    """Dead letters that are left. A dry run knows of those that are there already."""
+    damage: tuple[str, ...]
+    """Dead letters that cannot be read, a sentence each."""
 
     @property
     def remaining(self) -> int:
@@ -148,17 +171,25 @@ class _Result:
     @property
     def exit(self) -> Exit:
         """The exit code."""
-        return (
-            Exit.SALVAGED if self.given_up.lost_something else Exit.WORK_LEFT if self.remaining else Exit.DONE
-        )
+        if self.loss.lost_something:
+            return Exit.SALVAGED
+        if self.damage:
+            return Exit.CORRUPT
+        return Exit.WORK_LEFT if self.remaining or self.letters else Exit.DONE
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """What could not be read of state/, a sentence each, and that is no case of recovery's."""
+        return tuple(dict.fromkeys((*self.found.findings, *self.damage)))
 
     def document(self) -> dict[str, object]:
         """For programs."""
         done = self.delivered
         return {
-            **found_json(self.found), "dry_run": self.dry_run, "rebuilt": list(self.given_up.rebuilt),
-            "lost": [list(span) for span in self.given_up.lost], "end_lost_after": self.given_up.end_lost_after,
-            "delivered": done.count if done else 0, "remaining": self.remaining,
+            **found_json(self.found), "dry_run": self.dry_run, "rebuilt": list(self.loss.rebuilt),
+            "lost": [list(span) for span in self.loss.lost], "end_lost_after": self.loss.end_lost_after,
+            "delivered": done.count if done else 0, "remaining": self.remaining, "dead_letters": self.letters,
+            "findings": list(self.findings), "error": "; ".join(self.damage) or None,
             "elapsed_s": round(done.elapsed_s, 3) if done else 0.0,
             "without_backend": [report.name for report in self.unserved], "errors": dict(done.errors) if done else {},
             "exit": self.exit,
@@ -171,6 +202,7 @@ class _Result:
         pending = count_text(found.pending, "operation")
         yield f"{found.path}: {count_text(len(found.segments), 'segment')}, {size}, {pending} pending"
         yield from case_lines(found)
+        yield from (f"  {finding}" for finding in self.findings)
         yield from self._loss_lines()
         for name, lane in found.lanes.items():
             if lane.pending:
@@ -192,13 +224,13 @@ class _Result:
 
     def _loss_lines(self) -> Iterable[str]:
         would = "would be " if self.dry_run else ""
-        if self.given_up.rebuilt:
-            numbers = ", ".join(map(str, self.given_up.rebuilt))
+        if self.loss.rebuilt:
+            numbers = ", ".join(map(str, self.loss.rebuilt))
             yield f"  {would}rebuilt: segment {numbers}; the damaged files {'would go' if self.dry_run else 'are'} in quarantine/"
-        for first, last in self.given_up.lost:
+        for first, last in self.loss.lost:
             yield f"  {would}LOST: LSN {first:,} to {last:,} ({count_text(last - first + 1, 'operation')} at most)"
-        if self.given_up.end_lost_after is not None:
-            yield f"  {would}LOST: whatever was acknowledged after LSN {self.given_up.end_lost_after:,}; nothing tells how much"
+        if self.loss.end_lost_after is not None:
+            yield f"  {would}LOST: whatever was acknowledged after LSN {self.loss.end_lost_after:,}; nothing tells how much"
 
     def next_steps(self) -> Iterable[str]:
         """What the user should do now."""
@@ -208,9 +240,22 @@ class _Result:
             hint = f"{report.name}={report.url or 'lmdb:///path'}"
             if report.url is None:
                 hint += f" or {report.name}=python:module:function"
-            yield f"next: name the backend of lane {report.name}, for example --lane {hint}"
+            why = (
+                " (python: backends run code, so name it each time)"
+                if (report.url or "").startswith("python:")
+                else ""
+            )
+            yield f"next: name the backend of lane {report.name}, for example --lane {hint}{why}"
         if self.delivered is not None and self.delivered.remaining and not self.unserved:
             yield "next: repair the backend and run this again; the operations are safe in the log"
+        if self.damage:
+            yield (
+                f"walbatch: dead letters are damaged: copies are in quarantine/ once the store was opened; drop each with walbatch "
+                f"dlq drop {self.found.path} LSN"
+            )
+        if self.letters:
+            are = "dead letter is" if self.letters == 1 else "dead letters are"
+            yield f"{self.letters:,} {are} left: see walbatch dlq list {self.found.path}, then requeue or drop them"
 
 
 def found_json(found: StoreReport) -> dict[str, object]:

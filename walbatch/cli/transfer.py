@@ -20,13 +20,13 @@ import typer
 from walbatch import limits
 from walbatch.cli.delivering import Patience, deliver
 from walbatch.cli.exits import Exit
-from walbatch.cli.lanes import build_lanes, parse_lanes
+from walbatch.cli.lanes import build_lanes, check_lane, parse_lanes
 from walbatch.cli.looking import JsonOption, StoreArgument
 from walbatch.cli.output import Step, bytes_field, count_text, json_text, progress_bar, show_json
 from walbatch.config import Lane
 from walbatch.engine import Engine
 from walbatch.errors import ConfigError, DurabilityUnknown, WalbatchError
-from walbatch.inspection import operations, remembered_lanes
+from walbatch.inspection import look, operations, remembered_lanes
 from walbatch.types import PRIORITY_MAX, PRIORITY_NORMAL
 
 GROUP_COUNT = 1000
@@ -74,7 +74,8 @@ def dump(
         last_lsn=last_lsn,
         pending_only=pending,
     )
-    for operation in found:
+    count = 0
+    for count, operation in enumerate(found, 1):  # noqa: B007 - told below
         line = json_text(
             {
                 "lsn": operation.lsn, "kind": operation.kind, **bytes_field("key", operation.key),
@@ -82,6 +83,8 @@ def dump(
             }
         )  # fmt: skip
         sys.stdout.write(f"{line}\n")
+    if not count:
+        check_lane(store, lane, seen=())
 
 
 def load(
@@ -148,13 +151,16 @@ def load(
         groups = groups_of(lines)
         first = list(islice(groups, 1))  # a source that is wrong from the start makes no store
         engine = Engine.open(store, lanes=lanes)
+        if not drain:
+            for name in lanes:
+                engine.pause(name)
         loaded = _submit(engine, chain(first, groups), lines, step, skipped=skip)
-    pending = engine.stats().pending
-    served = pending if drain and any(lane.backend is not None for lane in lanes.values()) else 0
+    served = (
+        engine.stats().pending if drain and any(lane.backend is not None for lane in lanes.values()) else 0
+    )
     with progress_bar("delivering", hidden=as_json or not served) as step:
         done = deliver(
             engine,
-            pending=pending,
             served=served,
             patience=Patience(timeout=None, stall=stall),
             step=step,
@@ -170,11 +176,20 @@ def load(
         )
     else:
         typer.echo(
-            f"loaded {count_text(loaded, 'operation')}, all durable; {done.remaining:,} wait to be delivered"
+            f"loaded {count_text(loaded, 'operation')}, all durable; {_waiting(store, lanes, done.remaining)}"
         )
     for name, error in done.errors.items():
         typer.echo(f"last error of lane {name}: {' '.join(error.split())}", err=True)
     raise typer.Exit(Exit.WORK_LEFT if done.errors and drain else Exit.DONE)
+
+
+def _waiting(store: str, lanes: Collection[str], remaining: int) -> str:
+    """How many operations wait to be delivered, and of which lanes."""
+    if not remaining or len(lanes) == 1:
+        return f"{remaining:,} wait to be delivered"
+    found = look(store, full=True).store.lanes.values()
+    shares = ", ".join(f"{report.pending:,} of lane {report.name}" for report in found if report.pending)
+    return f"{remaining:,} wait to be delivered ({shares})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,196 +1,417 @@
-"""The queue of one shard: when a batch is cut, what goes into it, and what waits for a retry.
+"""The queue of one shard: what is cut from it, what becomes of that, and what is taken out.
 
-What is not here: threads, backends, and how the queue is filled (live, or read back from the log).
+What is not here: threads, backends, and how the queue is filled (live, or read back from the log). Where operations stand that
+could be cut, or will be, is `places`; when to cut `trigger`.
 
-The idea needed to read it: one batch of a shard is in flight at a time. An operation that must be tried again
-holds its key (order "key"), its shard (order "shard") or only itself (order "none") until its time comes.
+The idea needed to read it: an operation is in one place at a time. It is in its `Places`; or in *flight*; or *out*: dead or
+cancelled, until that is durable. At most WINDOW_COUNT_MAX operations are in any of these; the others stay *beyond*, in LSN order,
+so that what is settled out of turn can never cost the shard's mark more ranges than that.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass
-from itertools import count as counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Final
 
 from walbatch import limits
-from walbatch.types import CutReason, Order
+from walbatch.core.deadlines import Deadlines
+from walbatch.core.entry import Entry, entry_bytes, lsn_of, sizes_of
+from walbatch.core.fairness import Line
+from walbatch.core.flight import Flight
+from walbatch.core.places import Places
+from walbatch.core.trigger import PROBE_COUNT, CutPolicy, Cutter, Situation
+from walbatch.types import CutReason, FailureOrder, Order
 
-Entry = tuple[int, bytes, bytes, int, int]
-"""(LSN or sequence number, key, payload, priority, arrival in monotonic ns)."""
+_COUNT: Final = CutReason.COUNT
+_PROBE: Final = CutReason.PROBE
 
-
-def entry_bytes(entry: Entry) -> int:
-    """What an entry costs in memory."""
-    return len(entry[1]) + len(entry[2]) + limits.OPERATION_OVERHEAD_BYTES
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CutLimits:
-    """The trigger of a lane, in the units of the core."""
-
-    count: int
-    bytes: int
-    linger_ns: int
+__all__ = ["CutPolicy", "Entry", "Flight", "ShardQueue", "Situation", "entry_bytes"]
 
 
 class ShardQueue:
-    """Pure state of one shard's queue.
+    """Pure state of one shard's queue. Not thread-safe: its owner locks.
 
-    Not thread-safe: its owner locks. `memory_bytes` counts everything not settled.
+    `flights` are in flight by number: several only with order "none". `memory_bytes` counts everything that is not settled.
+    `failures`: tries that settled nothing, in a row. `policy` may be replaced at any time.
     """
 
-    def __init__(self, *, order: Order, cut_limits: CutLimits) -> None:
+    def __init__(
+        self, *, order: Order, on_failure: FailureOrder, policy: CutPolicy, attempts_max: int | None, flights_max: int = 1
+    ) -> None:  # fmt: skip
         self.order = order
-        self.limits = cut_limits
-        self.in_flight: list[Entry] = []
+        self.on_failure = on_failure
+        self.attempts_max = attempts_max
+        self.flights_max = flights_max if order is Order.NONE else 1
+        self.flights: dict[int, Flight] = {}
         self.failures = 0
         self.memory_bytes = 0
-        self._ready: deque[Entry] = deque()
-        self._ready_bytes = 0
-        self._blocked_until = 0
-        self._held: dict[object, list[Entry]] = {}
-        self._held_count = 0
-        # What was cut and is not settled: each may cost the shard's mark a range, so there is a bound.
-        self._stragglers = 0
-        self._highest_cut = 0
-        self._timers: list[tuple[int, int, object]] = []
-        self._tie = counter()
+        self._cutter = Cutter(policy)
+        self._places = Places(order, on_failure)
+        self._number = 0
+        self._inside = 0  # what is not settled, without what is beyond
+        self._beyond: deque[Entry] = deque()
+        self._deadlines = Deadlines()
+        self._attempts: dict[int, int] = {}
+        self._out: dict[int, Entry] = {}
+        # Nothing waits, nothing has failed, nothing has a time: all that is not ready is in flight.
+        self._calm = True
 
     def __repr__(self) -> str:
-        return (
-            f"<ShardQueue {len(self._ready)} ready, {self._held_count} held, {len(self.in_flight)} in flight>"
-        )
+        flying, ready = sum(len(flight.entries) for flight in self.flights.values()), self.ready
+        return f"<ShardQueue {ready} ready, {len(self) - ready - flying} waiting, {flying} in flight>"
 
     def __len__(self) -> int:
-        return len(self._ready) + self._held_count + len(self.in_flight)
+        return self._inside + len(self._beyond)
 
     @property
     def ready(self) -> int:
         """Operations that could go at once."""
-        return len(self._ready)
+        return self._places.ready
 
-    def push(self, entry: Entry) -> None:
-        """A new operation, in LSN order."""
-        cost = entry_bytes(entry)
-        self._ready.append(entry)
-        self._ready_bytes += cost
-        self.memory_bytes += cost
-
-    def release(self, now_ns: int) -> None:
-        """Let go of what has waited long enough for its retry."""
-        while self._timers and self._timers[0][0] <= now_ns:
-            _, _, hold = heapq.heappop(self._timers)
-            entries = self._held.pop(hold)
-            self._held_count -= len(entries)
-            self._return(entries)
-
-    def _return(self, entries: list[Entry]) -> None:
-        """Put entries back in front, oldest first: they are older than anything behind them that has their key."""
-        self._ready.extendleft(reversed(entries))
-        self._ready_bytes += sum(map(entry_bytes, entries))
-
-    def due(self, now_ns: int, *, flush_lsn: int, draining: bool, window_full: bool) -> CutReason | None:
-        """Whether a batch should be cut now, and why. Call `release` first."""
-        if self.in_flight or not self._ready or now_ns < self._blocked_until:
-            return None
-        if self._is_full():
-            return None
-        if len(self._ready) >= self.limits.count:
-            return CutReason.COUNT
-        if self._ready_bytes - len(self._ready) * limits.OPERATION_OVERHEAD_BYTES >= self.limits.bytes:
-            return CutReason.BYTES
-        if draining:
-            return CutReason.DRAIN
-        if self._ready[0][0] <= flush_lsn:
-            return CutReason.FLUSH
-        if window_full:
-            return CutReason.BACKLOG
-        if now_ns >= self._lingers_until():
-            return CutReason.LINGER
-        return None
-
-    def _is_full(self) -> bool:
-        """Whether nothing new may be cut until something that was cut before is settled."""
-        return self._stragglers >= limits.RANGES_MAX and self._ready[0][0] > self._highest_cut
-
-    def _lingers_until(self) -> int:
-        """When the first operation has lingered long enough; what was cut before has waited for its retry instead."""
-        first = self._ready[0]
-        return 0 if first[0] <= self._highest_cut else first[4] + self.limits.linger_ns
-
-    def next_due_ns(self) -> int | None:
-        """When time alone will make something due; None if it will not."""
-        if self.in_flight:
-            return None
-        times = [self._timers[0][0]] if self._timers else []
-        if self._ready and not self._is_full():
-            times.append(max(self._blocked_until, self._lingers_until()))
+    @property
+    def oldest_arrival_ns(self) -> int | None:
+        """When the oldest operation arrived that is not settled; None if there is none."""
+        times = self._places.arrivals_ns()
+        times += [entry[4] for flight in self.flights.values() for entry in flight.entries]
+        times += [entry[4] for entry in (*self._out.values(), *islice(self._beyond, 1))]
         return min(times, default=None)
 
-    def cut(self) -> list[Entry]:
-        """Take the next batch, in order and within count and bytes; one larger operation goes alone."""
-        assert not self.in_flight
-        taken: list[Entry] = []
-        taken_bytes = 0
-        while self._ready and len(taken) < self.limits.count:
-            entry = self._ready[0]
-            size = len(entry[1]) + len(entry[2])
-            if taken and taken_bytes + size > self.limits.bytes:
-                break
-            if entry[0] > self._highest_cut:
-                if self._stragglers >= limits.RANGES_MAX:
-                    break
-                self._stragglers += 1
-                self._highest_cut = entry[0]
-            self._ready.popleft()
-            self._ready_bytes -= entry_bytes(entry)
-            if self._held and self.order is Order.KEY and entry[1] in self._held:
-                self._held[entry[1]].append(entry)
-                self._held_count += 1
-                continue
-            taken.append(entry)
-            taken_bytes += size
-        self.in_flight = taken
-        return taken
+    @property
+    def policy(self) -> CutPolicy:
+        """When batches are cut."""
+        return self._cutter.policy
 
-    def finish(self) -> list[Entry]:
-        """All of the batch in flight is settled."""
-        entries, self.in_flight = self.in_flight, []
-        self.memory_bytes -= sum(map(entry_bytes, entries))
-        self._stragglers -= len(entries)
-        self.failures = 0
-        self._blocked_until = 0
+    @policy.setter
+    def policy(self, policy: CutPolicy) -> None:
+        self._cutter.policy = policy
+
+    @property
+    def delayed_lsns(self) -> frozenset[int]:
+        """Operations that wait for the time before which they must not be delivered, and those that wait behind one. O(held)."""
+        return self._places.holds.delayed(self._places.retried)
+
+    def observe_duration(self, seconds: float) -> None:
+        """A batch of this shard took that long: the adaptive linger follows."""
+        self._cutter.linger.observe(seconds)
+
+    def attempts(self, lsn: int) -> int:
+        """How often the operation failed by its own fault."""
+        return self._attempts.get(lsn, 0)
+
+    # --- coming in ---
+
+    def push(self, entry: Entry, not_before_ns: int = 0, deadline_ns: int = 0) -> None:
+        """A new operation, in LSN order. Times are monotonic; 0: none."""
+        places = self._places
+        if (
+            entry[3] not in places.plain
+            or not_before_ns
+            or deadline_ns
+            or self._inside >= limits.WINDOW_COUNT_MAX
+        ):
+            self._push(entry, not_before_ns, deadline_ns)
+            return
+        line: Line = places.line  # type: ignore[assignment]  # as long as anything is plain
+        size = len(entry[1]) + len(entry[2])
+        line.append(entry)
+        line.bytes += size
+        self.memory_bytes += size + limits.OPERATION_OVERHEAD_BYTES
+        self._inside += 1
+
+    def push_many(self, entries: Sequence[Entry], *, memory_bytes_max: int) -> bool:
+        """New operations without times, in LSN order, all at once. False, and nothing is done, where each needs a look."""
+        size = sizes_of(entries)
+        memory_bytes = self.memory_bytes + size + limits.OPERATION_OVERHEAD_BYTES * len(entries)
+        inside = self._inside + len(entries)
+        are_too_many = memory_bytes > memory_bytes_max or inside > limits.WINDOW_COUNT_MAX
+        if are_too_many or not self._places.are_plain(entries):
+            return False
+        line: Line = self._places.line  # type: ignore[assignment]  # as long as anything is plain
+        line.extend(entries)
+        line.bytes += size
+        self.memory_bytes, self._inside = memory_bytes, inside
+        return True
+
+    def _push(self, entry: Entry, not_before_ns: int, deadline_ns: int) -> None:
+        """`push` for all cases."""
+        self._calm = self._calm and not (
+            not_before_ns or deadline_ns or self._inside >= limits.WINDOW_COUNT_MAX
+        )
+        self._note(entry, not_before_ns, deadline_ns)
+        if self._beyond or self._inside >= limits.WINDOW_COUNT_MAX:
+            self._beyond.append(entry)
+            self._places.untune()
+        else:
+            self._admit(entry)
+            self._places.tune(entry[3])
+
+    def _note(self, entry: Entry, not_before_ns: int, deadline_ns: int) -> None:
+        """What has to be known of an operation, wherever it comes to stand."""
+        self.memory_bytes += entry_bytes(entry)
+        if deadline_ns:
+            self._deadlines.set(entry[0], deadline_ns)
+        if not_before_ns:
+            self._places.holds.wait(entry[0], not_before_ns)
+
+    def _admit(self, entry: Entry) -> None:
+        """An operation, the youngest of its key, comes to its place."""
+        self._inside += 1
+        self._deadlines.look_again(entry[0])
+        self._places.admit(entry)
+
+    def push_ahead(self, rows: Iterable[tuple[Entry, int, int]]) -> None:
+        """Urgent operations from further back in the log, with the elder ones of their keys, in LSN order.
+
+        Each comes with the time before which it must not go, and its deadline, as `push` takes them. They are younger than all
+        that is queued, and go before it, except before what has their key, and except where that is beyond. Not for order "shard".
+        """
+        assert self.order is not Order.SHARD
+        self._calm = False
+        behind = {entry[1] for entry in self._beyond} if self.order is Order.KEY else set()
+        for entry, not_before_ns, deadline_ns in rows:
+            self._note(entry, not_before_ns, deadline_ns)
+            if entry[1] in behind:
+                self._beyond.append(entry)
+            else:
+                self._inside += 1
+                self._places.admit_ahead(entry)
+
+    # --- time ---
+
+    def release(self, now_ns: int) -> None:
+        """Let go of what has waited long enough."""
+        if not self._calm:
+            self._places.release(now_ns)
+
+    def hurry(self, now_ns: int) -> None:
+        """Cut short the waits for retries; what must not go before its own time still waits for that."""
+        if not self._calm:
+            self._places.hurry(now_ns)
+
+    @property
+    def next_expiry_ns(self) -> int | None:
+        """When the next deadline passes that can be looked at then; None without one."""
+        return self._deadlines.first()
+
+    def expire(self, now_ns: int) -> list[Entry]:
+        """Take out the operations whose deadline has passed, except in flight and beyond. They count until `drop`.
+
+        Until then nothing goes that must not overtake them. Else, if power failed before their burial is durable and the wall
+        clock came back earlier, they would be delivered behind what is younger.
+        """
+        due = self._deadlines.due(now_ns)
+        if not due:
+            return []
+        entries = sorted(self._places.withdraw(set(due)), key=lsn_of)
+        self._deadlines.missed(set(due).difference(map(lsn_of, entries)))
+        self._take_out(entries)
         return entries
 
-    def fail(self, *, retry_at_ns: int) -> None:
-        """The whole batch failed: it goes back in front, and the shard waits."""
-        entries, self.in_flight = self.in_flight, []
-        self._return(entries)
-        self.failures += 1
-        self._blocked_until = retry_at_ns
+    def next_due_ns(self, situation: Situation | None = None) -> int | None:
+        """When time alone will make something due or expire; None if it will not. May be in the past."""
+        times = [self._deadlines.first()]
+        if len(self.flights) < self.flights_max and not self._is_shut:
+            places = self._places
+            going = [places.parcels.first_ns(), places.holds.first()]
+            if len(places.line):
+                target = limits.BATCH_COUNT_MAX if situation is None else situation.target
+                eager = bool(places.eager) or (situation is not None and situation.probing)
+                going.append(
+                    self._cutter.due_at_ns(target, places.line, eager=eager, in_flight=bool(self.flights))
+                )
+            times += [max(places.parcels.blocked_until_ns, time) for time in going if time is not None]
+        return min((time for time in times if time is not None), default=None)
 
-    def finish_partly(self, settled: Iterable[int], retry_at_ns: dict[int, int]) -> None:
-        """Some of the batch is settled (indexes); the others wait until their times (index to ns)."""
-        entries, self.in_flight = self.in_flight, []
-        settled_count = 0
-        for index in settled:
-            self.memory_bytes -= entry_bytes(entries[index])
-            settled_count += 1
-        assert settled_count + len(retry_at_ns) == len(entries)
-        self._stragglers -= settled_count
-        self.failures = 0 if settled_count else self.failures + 1
-        if self.order is Order.SHARD:
-            self._return([entries[index] for index in sorted(retry_at_ns)])
-            self._blocked_until = max(retry_at_ns.values(), default=0)
-            return
-        until: dict[object, int] = {}
-        for index in sorted(retry_at_ns):
-            entry = entries[index]
-            hold: object = entry[1] if self.order is Order.KEY else entry[0]
-            self._held.setdefault(hold, []).append(entry)
-            self._held_count += 1
-            until[hold] = max(until.get(hold, 0), retry_at_ns[index])
-        for hold, time in until.items():
-            heapq.heappush(self._timers, (time, next(self._tie), hold))
+    @property
+    def _is_shut(self) -> bool:
+        """Whether the whole shard waits for what is out."""
+        return bool(self._out) and self.order is Order.SHARD
+
+    # --- cutting ---
+
+    def due(self, situation: Situation) -> CutReason | None:
+        """Whether a batch should be cut now, and why. Call `release` first."""
+        flights, places = self.flights, self._places
+        if flights and len(flights) >= self.flights_max:
+            return None
+        line = places.line
+        if not self._calm:
+            if situation.now_ns < places.parcels.blocked_until_ns or self._is_shut:
+                return None
+            parcel = places.parcels.next(urgent=line.urgent > 0)
+            if parcel is not None:
+                return CutReason.PROBE if situation.probing else parcel.reason
+        count, policy = len(line), self._cutter.policy
+        if not count:
+            return None
+        is_full = count >= policy.ceiling or count >= situation.target
+        if is_full and policy.is_sized and not situation.probing:
+            return _COUNT  # as the cutter would say, at length
+        return self._cutter.reason(situation, line, eager=bool(places.eager), in_flight=bool(flights))
+
+    def cut(self, situation: Situation, reason: CutReason) -> Flight:
+        """Take the next batch, for the reason that `due` gave: its operations stand in the order in which to apply them."""
+        assert not self.flights or len(self.flights) < self.flights_max
+        policy, places = self._cutter.policy, self._places
+        count = situation.target
+        if not 0 < count <= policy.ceiling:
+            count = policy.ceiling if count > 0 else 1
+        if reason is _PROBE:
+            count = min(count, PROBE_COUNT)
+        self._number = number = self._number + 1
+        if self._calm:
+            entries, size = places.line.take(count, policy.bytes)
+            tries, parcel = 0, None
+        else:
+            parcel = places.parcels.next(urgent=places.line.urgent > 0)
+            entries, size = places.take(parcel, count, policy.bytes)
+            tries = 0 if parcel is None else parcel.tries
+        size += len(entries) * limits.OPERATION_OVERHEAD_BYTES
+        # Flight(...) in half the time.
+        flight = self.flights[number] = tuple.__new__(Flight, (number, entries, reason, tries, size, parcel))
+        return flight
+
+    # --- what became of a batch ---
+
+    def finish(self, number: int) -> list[Entry]:
+        """All of the batch is settled."""
+        _, entries, _, _, size, parcel = self.flights.pop(number)
+        self.memory_bytes -= size
+        self._inside -= len(entries)
+        self.failures = 0
+        if not self._calm:
+            if parcel is not None:
+                parcel.answered(len(entries))
+                self._places.unblock(entries)
+            self._forget(entries)
+            self._refill()
+            self._calm_down()
+        return entries
+
+    def _calm_down(self) -> None:
+        """Whether all is as if nothing had ever failed."""
+        busy = any(flight.parcel is not None for flight in self.flights.values())
+        busy = bool(busy or self._deadlines or self._out or self._attempts or self._beyond)
+        self._calm = self._places.is_calm and not busy
+        if self._calm:
+            self._places.gather()
+
+    def fail(self, number: int, *, retry_at_ns: int) -> None:
+        """The batch failed as a whole, by nobody's own fault: it comes back as it was, with what is left of a search."""
+        self._places.come_back_as_it_was(self._land(number), retry_at_ns)
+
+    def unsplit(self, number: int, retry_at_ns: int) -> None:
+        """An outage during a search: what is left of it comes back as one, to be searched anew should it fail again."""
+        self._places.come_back(self._land(number), retry_at_ns).search = None
+
+    def shrink(self, number: int, count: int, *, retry_at_ns: int) -> None:
+        """The batch was too large: it comes back, and the next batches of its operations have at most `count`."""
+        parcel = self._places.come_back(self._land(number), retry_at_ns)
+        parcel.count_max = max(1, min(count, parcel.count_max))
+
+    def split(self, number: int) -> bool:
+        """Search for what makes the batch fail: its parts are the next batches. False where it is a single operation."""
+        if len(self.flights[number].entries) == 1:
+            return False
+        self._places.search(self._land(number))
+        return True
+
+    def is_search(self, number: int) -> bool:
+        """Whether the batch is a part of a search, or an operation that one has isolated."""
+        flight = self.flights[number]
+        return flight.is_part or self._places.goes_alone(flight)
+
+    def blame(self, number: int, indexes: Iterable[int]) -> list[int]:
+        """These operations of the batch failed by their own fault: returns those that may not be tried again."""
+        flight = self.flights[number]
+        used_up: list[int] = []
+        for index in indexes:
+            lsn = flight.entries[index][0]
+            self._attempts[lsn] = self._attempts.get(lsn, 0) + 1
+            if self.attempts_max is not None and self._attempts[lsn] >= self.attempts_max:
+                used_up.append(index)
+            if len(flight.entries) == 1 and (flight.tries or self.is_search(number)):
+                self._places.alone.add(lsn)
+        return used_up
+
+    def partly(self, number: int, *, settled: Iterable[int], retry_at_ns: Mapping[int, int]) -> None:
+        """These operations of the batch are settled (by index); the others wait until their times."""
+        gone = set(settled)
+        entries = self.flights[number].entries
+        assert gone.isdisjoint(retry_at_ns)
+        assert len(gone) + len(retry_at_ns) == len(entries)
+        flight = self._land(number)
+        self.failures = 0 if gone else self.failures
+        done = [entries[index] for index in sorted(gone)]
+        left = [entries[index] for index in sorted(retry_at_ns)]
+        self.memory_bytes -= sum(map(entry_bytes, done))
+        self._inside -= len(done)
+        parcel, places = flight.parcel, self._places
+        if parcel is not None:
+            parcel.answered(len(entries), isolated=places.goes_alone(flight))
+        self._forget(done)
+        places.hold(left, {entries[index][0]: time for index, time in retry_at_ns.items()}, parcel)
+        if parcel is not None:
+            places.unblock(done)
+        self._refill()
+
+    def _land(self, number: int) -> Flight:
+        """A flight that failed ends."""
+        self._calm = False
+        flight = self.flights.pop(number)
+        self.failures += 1
+        for entry in flight.entries if self._deadlines else ():
+            self._deadlines.look_again(entry[0])
+        return flight
+
+    def _forget(self, entries: Sequence[Entry]) -> None:
+        """Operations are settled."""
+        lsns = list(map(lsn_of, entries))
+        for lsn in lsns if self._attempts else ():
+            self._attempts.pop(lsn, None)
+        if self._deadlines:
+            self._deadlines.forget(lsns)
+        self._places.forget(lsns)
+
+    def _refill(self) -> None:
+        """Operations from beyond take the places of what is settled."""
+        while self._beyond and self._inside < limits.WINDOW_COUNT_MAX:
+            self._admit(self._beyond.popleft())
+
+    # --- taking out ---
+
+    def cancel(self, lsn: int) -> Entry | None:
+        """Take out an operation; None where it is in flight, beyond or unknown. It counts until `drop`.
+
+        Until then nothing behind it goes that must not overtake it, in case that `restore` puts it back.
+        """
+        found = self._places.withdraw({lsn})
+        if not found:
+            return None
+        self._calm = False
+        self._take_out(found)
+        return found[0]
+
+    def _take_out(self, entries: Sequence[Entry]) -> None:
+        """Operations that were withdrawn are out, and hold up what must not overtake them."""
+        self._out.update((entry[0], entry) for entry in entries)
+        self._places.bar(entries)
+
+    def restore(self, entry: Entry) -> None:
+        """The cancellation could not be made durable: the operation is back where it was."""
+        del self._out[entry[0]]
+        self._deadlines.look_again(entry[0])
+        self._places.put_back(entry)
+
+    def drop(self, lsns: Iterable[int]) -> None:
+        """Operations that were taken out are settled: dead or cancelled."""
+        for lsn in lsns:
+            entry = self._out.pop(lsn)
+            self.memory_bytes -= entry_bytes(entry)
+            self._inside -= 1
+            self._forget([entry])
+            self._places.unbar(entry)
+        self._refill()
+        self._calm_down()

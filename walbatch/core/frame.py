@@ -1,13 +1,11 @@
 """Frames and segment headers: their bytes, written and read.
 
-docs/format.md is the specification; this is its one writer.
+docs/format.md is the specification; this and `columns` (the bodies of operations) are its one writer.
 
 What is not here: files, the search for damage (`scanner`), decisions (`recovery`).
 
-The idea needed to read it: a frame is a commit group as *columns* (one array per attribute, then all keys, then all
-payloads), so that encoding and decoding take a few C calls per column and no `struct` per operation. Its header
-carries a CRC-32C seeded with the incarnation's salt, the segment's number and the frame's offset: a frame found in
-another place, segment, store or life of the store does not validate.
+The idea needed to read it: the header of a frame carries a CRC-32C seeded with the incarnation's salt, the segment's
+number and the frame's offset: a frame found in another place, segment, store or life of the store does not validate.
 """
 
 from __future__ import annotations
@@ -16,16 +14,15 @@ import enum
 import struct
 import sys
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Final
 
 import zstandard
 
 from walbatch import limits
 from walbatch.core.checksum import crc32c
-from walbatch.types import PRIORITY_MAX, PRIORITY_NORMAL
 
 FORMAT_VERSION: Final = 1
 SEGMENT_MAGIC: Final = b"\x89WBSEG\r\n"
@@ -42,8 +39,6 @@ _WALL: Final = struct.Struct("<Q")
 _FRAME: Final = struct.Struct("<4sBBHQQIIIIQQ")
 _FRAME_CRC: Final = struct.Struct("<I")
 _SEED: Final = struct.Struct("<QQQ")
-_BODY: Final = struct.Struct("<HHI")
-_COLUMN: Final = struct.Struct("<BBHQ")
 _FOOTER: Final = struct.Struct("<QQQIIII")
 _TRAILER: Final = struct.Struct("<Q8s")
 
@@ -53,6 +48,10 @@ assert _SEGMENT.size + _SEGMENT_CRC.size <= SECTOR
 
 class FrameError(ValueError):
     """Bytes that are not a valid frame, footer or header. The message says which rule they break."""
+
+
+class NewerFrameError(FrameError):
+    """A sound frame with something in it that only a later version of the format knows."""
 
 
 class FrameType(enum.IntEnum):
@@ -82,18 +81,11 @@ FLAG_LOST: Final = 4
 """On a void: the LSNs may have named acknowledged operations, given up by a salvage."""
 _FLAGS_KNOWN: Final = FLAG_CLEAN | FLAG_COPIED | FLAG_LOST
 
-
-class Column(enum.IntEnum):
-    """Columns of a body. A reader refuses columns it does not know."""
-
-    KIND = 1
-    PRIORITY = 2
-    KEY_BYTES = 3
-    PAYLOAD_BYTES = 4
-
-
-_TYPECODES: Final = {1: "B", 2: "H", 4: "I", 8: "Q"}
-assert all(array(code).itemsize == width for width, code in _TYPECODES.items())
+SEGMENT_COMPACTED: Final = 1
+"""Of a segment: it was rewritten without operations that are settled, so its frames may have holes."""
+SEGMENT_OPTIONS: Final = 2
+"""Of a segment: its bodies may have the columns of options."""
+_SEGMENT_FLAGS_KNOWN: Final = SEGMENT_COMPACTED | SEGMENT_OPTIONS
 
 
 def aligned(size: int) -> int:
@@ -125,12 +117,18 @@ class SegmentHeader:
     """Operations in all earlier segments, trimmed ones included."""
     checkpointed_lsn: int
     created_wall_ns: int
+    flags: int = 0
+
+    @property
+    def compacted(self) -> bool:
+        """Whether it was rewritten: it is sealed, was synced as a whole, and its frames may have holes."""
+        return bool(self.flags & SEGMENT_COMPACTED)
 
 
 def encode_segment_header(header: SegmentHeader) -> bytes:
     """One sector. The CRC covers all of it."""
     fields = _SEGMENT.pack(
-        SEGMENT_MAGIC, FORMAT_VERSION, 0, header.store, header.salt, header.epoch, header.number, header.first_lsn,
+        SEGMENT_MAGIC, FORMAT_VERSION, header.flags, header.store, header.salt, header.epoch, header.number, header.first_lsn,
         header.prev_number, header.prev_salt, header.prev_last_lsn, header.operations_before, header.checkpointed_lsn,
         CHECKSUM_CRC32C,
     )  # fmt: skip
@@ -168,7 +166,7 @@ def decode_segment_header(sector: bytes) -> tuple[HeaderState, SegmentHeader | N
         return HeaderState.BAD_CRC, None
     (_, version, flags, store, salt, epoch, number, first_lsn, prev_number, prev_salt, prev_last_lsn, before,
      checkpointed_lsn, algorithm) = _SEGMENT.unpack_from(body)  # fmt: skip
-    if version != FORMAT_VERSION or algorithm != CHECKSUM_CRC32C or flags:
+    if version != FORMAT_VERSION or algorithm != CHECKSUM_CRC32C or flags & ~_SEGMENT_FLAGS_KNOWN:
         return HeaderState.NEWER_VERSION, None
     (created_wall_ns,) = _WALL.unpack_from(body, _SEGMENT.size)
     if first_lsn != prev_last_lsn + 1 or first_lsn > limits.LSN_MAX or prev_number >= number:
@@ -178,7 +176,7 @@ def decode_segment_header(sector: bytes) -> tuple[HeaderState, SegmentHeader | N
     return HeaderState.VALID, SegmentHeader(
         store=store, salt=salt, epoch=epoch, number=number, first_lsn=first_lsn, prev_number=prev_number,
         prev_salt=prev_salt, prev_last_lsn=prev_last_lsn, operations_before=before, checkpointed_lsn=checkpointed_lsn,
-        created_wall_ns=created_wall_ns,
+        created_wall_ns=created_wall_ns, flags=flags,
     )  # fmt: skip
 
 
@@ -285,7 +283,7 @@ def decode_frame_header(data: bytes, *, seed: int) -> FrameHeader:
     ceiling = limits.FOOTER_RAW_BYTES_MAX if type_ == FrameType.SEAL else limits.FRAME_RAW_BYTES_MAX
     if count > limits.FRAME_COUNT_MAX or raw_bytes > ceiling or stored_bytes > ceiling + SECTOR:
         raise FrameError("count or length over its limit")
-    spans = {FrameType.OPERATIONS: 0 < span == count, FrameType.VOID: count == 0 < span}
+    spans = {FrameType.OPERATIONS: 0 < count <= span, FrameType.VOID: count == 0 < span}
     if not spans.get(type_, count == span == 0):
         raise FrameError(f"frame of type {type_} with {count} operations over {span} LSNs")
     return FrameHeader(
@@ -307,7 +305,7 @@ def check_body(header: FrameHeader, padded: bytes) -> None:
         raise FrameError("frame body does not match its CRC")
 
 
-def _inflate(header: FrameHeader, padded: bytes) -> bytes:
+def inflate(header: FrameHeader, padded: bytes) -> bytes:
     """The raw body. Bounded by the header's raw length, which has been checked against its limit."""
     if header.codec is Codec.RAW:
         if header.raw_bytes != header.stored_bytes:
@@ -325,146 +323,16 @@ def _inflate(header: FrameHeader, padded: bytes) -> bytes:
         raise FrameError(f"zstd: {error}") from error
 
 
-# --- bodies of operations -------------------------------------------------------------------------------------------
+# --- the table of kinds -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Columns:
-    """The operations of a frame as parallel columns. `kind_indexes` points into `kinds`."""
-
-    kinds: tuple[str, ...]
-    kind_indexes: Sequence[int]
-    priorities: Sequence[int]
-    keys: Sequence[bytes]
-    payloads: Sequence[bytes]
+def encode_kinds(kinds: Sequence[str]) -> bytes:
+    """The names, each behind its length."""
+    return b"".join(bytes((len(name),)) + name for name in (kind.encode() for kind in kinds))
 
 
-def _encode_column(values: Sequence[int]) -> tuple[int, int, bytes]:
-    """(width, constant, array): width 0 means that all values equal the constant and no array follows."""
-    high = max(values)
-    if min(values) == high:
-        return 0, high, b""
-    width = 1 if high < 1 << 8 else 2 if high < 1 << 16 else 4
-    column = array(_TYPECODES[width], values)
-    if sys.byteorder == "big":  # pragma: no cover - the format is little-endian
-        column.byteswap()
-    return width, 0, column.tobytes()
-
-
-def encode_body(
-    columns: Columns,
-    *,
-    compress_bytes_min: int | None = None,
-    compressor: zstandard.ZstdCompressor | None = None,
-) -> Body:
-    """Encode a commit group. Bodies of at least `compress_bytes_min` bytes are compressed where that saves 1/16."""
-    count = len(columns.keys)
-    assert 0 < count <= limits.FRAME_COUNT_MAX
-    names = b"".join(bytes((len(name),)) + name for name in (kind.encode() for kind in columns.kinds))
-    encoded = [
-        (Column.KIND, _encode_column(columns.kind_indexes)),
-        (Column.PRIORITY, _encode_column(columns.priorities)),
-        (Column.KEY_BYTES, _encode_column(list(map(len, columns.keys)))),
-        (Column.PAYLOAD_BYTES, _encode_column(list(map(len, columns.payloads)))),
-    ]
-    # A column that has its usual value throughout is left out: the priority of most frames.
-    encoded = [
-        (id_, value) for id_, value in encoded
-        if not (id_ is Column.PRIORITY and value[:2] == (0, PRIORITY_NORMAL))
-        and not (id_ is Column.KIND and value[:2] == (0, 0))
-    ]  # fmt: skip
-    raw = b"".join(
-        (
-            _BODY.pack(len(columns.kinds), len(encoded), len(names)),
-            *(_COLUMN.pack(id_, width, 0, constant) for id_, (width, constant, _) in encoded),
-            names,
-            *(data for _, (_, _, data) in encoded),
-            *columns.keys,
-            *columns.payloads,
-        )
-    )
-    assert len(raw) <= limits.FRAME_RAW_BYTES_MAX
-    if compress_bytes_min is not None and len(raw) >= compress_bytes_min:
-        packed = (compressor or zstandard.ZstdCompressor(level=1)).compress(raw)
-        if len(packed) <= len(raw) - len(raw) // 16:
-            return pad_body(packed, codec=Codec.ZSTD, count=count, raw_bytes=len(raw))
-    return pad_body(raw, codec=Codec.RAW, count=count, raw_bytes=len(raw))
-
-
-def encoded_bytes_max(keys_and_payloads_bytes: int, count: int) -> int:
-    """An upper bound of the raw body of `count` operations, for limits that must hold before encoding."""
-    return keys_and_payloads_bytes + count * 10 + 1024 + limits.KINDS_MAX * (limits.KIND_BYTES_MAX + 1)
-
-
-def decode_body(header: FrameHeader, padded: bytes) -> Columns:
-    """Check and decode the body of a frame of operations. Raises FrameError for anything that is not exact.
-
-    Memory: the raw body plus one object per key and payload, bounded by FRAME_RAW_BYTES_MAX and FRAME_COUNT_MAX.
-    """
-    if header.type is not FrameType.OPERATIONS:
-        raise FrameError("not a frame of operations")
-    check_body(header, padded)
-    raw = _inflate(header, padded)
-    count = header.count
-    try:
-        kind_count, column_count, names_bytes = _BODY.unpack_from(raw)
-        at = _BODY.size
-        directory: list[tuple[int, int, int, int]] = [
-            _COLUMN.unpack_from(raw, at + i * _COLUMN.size) for i in range(min(column_count, 64))
-        ]
-    except struct.error as error:
-        raise FrameError("body cut short") from error
-    at += len(directory) * _COLUMN.size
-    kinds, at = _decode_kinds(raw, at, kind_count, names_bytes)
-    found, at = _decode_columns(raw, at, directory, count)
-    if Column.KEY_BYTES not in found or Column.PAYLOAD_BYTES not in found:
-        raise FrameError("length column missing")
-    key_bytes, payload_bytes = found[Column.KEY_BYTES], found[Column.PAYLOAD_BYTES]
-    kind_indexes = found.get(Column.KIND) or [0] * count
-    priorities = found.get(Column.PRIORITY) or [PRIORITY_NORMAL] * count
-    if max(kind_indexes) >= len(kinds) or max(priorities) > PRIORITY_MAX:
-        raise FrameError("kind or priority out of range")
-    if max(key_bytes) > limits.KEY_BYTES_MAX or max(payload_bytes) > limits.PAYLOAD_BYTES_MAX:
-        raise FrameError("key or payload over its limit")
-    payloads_at = at + sum(key_bytes)
-    if payloads_at + sum(payload_bytes) != len(raw):
-        raise FrameError("lengths do not add up to the body")
-    return Columns(
-        kinds=kinds, kind_indexes=kind_indexes, priorities=priorities,
-        keys=_slices(raw, at, key_bytes), payloads=_slices(raw, payloads_at, payload_bytes),
-    )  # fmt: skip
-
-
-def _decode_columns(
-    raw: bytes, at: int, directory: Sequence[tuple[int, int, int, int]], count: int
-) -> tuple[dict[int, Sequence[int]], int]:
-    """The columns by id, and where their arrays end."""
-    found: dict[int, Sequence[int]] = {}
-    for id_, width, zero, constant in directory:
-        if id_ not in _COLUMNS or id_ in found or zero:
-            raise FrameError(f"unknown or repeated column {id_}")
-        if width == 0:
-            found[id_] = [constant] * count
-            continue
-        if width not in _TYPECODES or constant:
-            raise FrameError(f"column {id_} of width {width}")
-        column = array(_TYPECODES[width])
-        data = raw[at : at + width * count]
-        if len(data) != width * count:
-            raise FrameError(f"column {id_} cut short")
-        column.frombytes(data)
-        if sys.byteorder == "big":  # pragma: no cover - the format is little-endian
-            column.byteswap()
-        found[id_] = column
-        at += width * count
-    return found, at
-
-
-_COLUMNS: Final = frozenset(Column)
-
-
-def _decode_kinds(raw: bytes, at: int, kind_count: int, names_bytes: int) -> tuple[tuple[str, ...], int]:
-    """The names of the kinds, and where they end."""
+def decode_kinds(raw: bytes, at: int, kind_count: int, names_bytes: int) -> tuple[tuple[str, ...], int]:
+    """The names of the kinds, and where they end. Raises FrameError."""
     end = at + names_bytes
     if not 0 < kind_count <= limits.KINDS_MAX or end > len(raw):
         raise FrameError("table of kinds out of range")
@@ -481,12 +349,6 @@ def _decode_kinds(raw: bytes, at: int, kind_count: int, names_bytes: int) -> tup
     if at != end or len(set(kinds)) != kind_count:
         raise FrameError("table of kinds not exact")
     return tuple(kinds), end
-
-
-def _slices(raw: bytes, at: int, sizes: Iterable[int]) -> list[bytes]:
-    """Cut consecutive pieces of the given sizes out of `raw`."""
-    ends = list(accumulate(sizes, initial=at))
-    return [raw[start:end] for start, end in pairwise(ends)]
 
 
 # --- seal footer ---------------------------------------------------------------------------------------------------
@@ -515,7 +377,7 @@ class FrameIndex:
 
 def encode_footer(index: FrameIndex, *, offset: int) -> Body:
     """The body of a seal frame that will stand at `offset`. Its last 16 bytes say where it starts."""
-    names = b"".join(bytes((len(name),)) + name for name in (kind.encode() for kind in index.kinds))
+    names = encode_kinds(index.kinds)
     sectors = array("I", [at // SECTOR for at in index.offsets])
     arrays = (sectors, array("Q", index.first_lsns), array("B", index.priorities), array("I", index.counts))
     if sys.byteorder == "big":  # pragma: no cover - the format is little-endian
@@ -554,7 +416,7 @@ def decode_footer(header: FrameHeader, padded: bytes) -> FrameIndex:
         or header.stored_bytes < _TRAILER.size
     ):
         raise FrameError("not a seal footer")
-    raw = _inflate(replace(header, stored_bytes=header.stored_bytes - _TRAILER.size), padded)
+    raw = inflate(replace(header, stored_bytes=header.stored_bytes - _TRAILER.size), padded)
     try:
         last_lsn, operations, _, frames, kind_count, names_bytes, _ = _FOOTER.unpack_from(raw)
     except struct.error as error:
@@ -562,7 +424,7 @@ def decode_footer(header: FrameHeader, padded: bytes) -> FrameIndex:
     at = _FOOTER.size
     kinds: tuple[str, ...] = ()
     if kind_count:
-        kinds, at = _decode_kinds(raw, at, kind_count, names_bytes)
+        kinds, at = decode_kinds(raw, at, kind_count, names_bytes)
     if len(raw) != at + frames * (4 + 8 + 1 + 4 * len(kinds)):
         raise FrameError("footer's lengths do not add up")
     columns: list[array[int]] = []

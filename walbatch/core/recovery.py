@@ -72,6 +72,25 @@ class StoreFacts:
     checkpoint: Checkpoint | None
     state_findings: tuple[str, ...] = ()
     """What was wrong with state/, one sentence each."""
+    superseded: tuple[int, ...] = ()
+    """Segments that a compaction has merged into a later one, and a crash has left. They are not among `segments`."""
+    dropped: Checkpoint | None = None
+    """What the log's compactions took for settled, and have dropped in part. None where nothing was ever dropped."""
+
+    @property
+    def witnesses(self) -> tuple[Checkpoint, ...]:
+        """What tells of the log's end beside its segments: the checkpoint, and the one that compactions have noted."""
+        return tuple(known for known in (self.checkpoint, self.dropped) if known is not None)
+
+    @property
+    def durable_lsn(self) -> int:
+        """Up to this LSN the log was durable, by its witnesses."""
+        return max((max(known.durable_lsn, known.watermark) for known in self.witnesses), default=0)
+
+    @property
+    def last_segment(self) -> int:
+        """The last segment that there was, by its witnesses."""
+        return max((known.segment for known in self.witnesses), default=0)
 
 
 class Severity(enum.IntEnum):
@@ -139,6 +158,8 @@ class Plan:
     """Operations in the log that the checkpoint does not call settled."""
     first_segment: int
     """Where reading back starts."""
+    superseded: tuple[int, ...] = ()
+    """Segments to remove: a later one holds what of them is not settled."""
 
     @property
     def refusal(self) -> Case | None:
@@ -162,8 +183,8 @@ class SegmentView:
     """It follows the segment before it, or what is missing between them is settled."""
     last: bool
     complete: bool
-    """Its valid frames reach the LSN that the next segment (or, on the last one, the checkpoint) says they reach, and
-    the checkpoint knows of no later segment."""
+    """Its valid frames reach the LSN that the next segment (or, on the last one, the checkpoint or `wal/dropped`) says
+    they reach, and neither of these knows of a later segment."""
     damaged: bool
     """Bytes that are no frame behind its valid frames."""
     evidence: bool
@@ -208,7 +229,7 @@ SEGMENT_ROWS: tuple[Row, ...] = (
         applies=lambda v: not v.last and not v.complete),
     Row(label="W7", situation="damaged bytes that were proven durable", decision=Decision.CORRUPT,
         applies=lambda v: v.damaged and v.evidence),
-    Row(label="W8", situation="the log ends below what the checkpoint proves", decision=Decision.CORRUPT,
+    Row(label="W8", situation="the log ends below what the checkpoint or wal/dropped proves", decision=Decision.CORRUPT,
         applies=lambda v: not v.complete),
     Row(label="W9", situation="torn tail that nothing proves", decision=Decision.QUARANTINE,
         applies=lambda v: v.damaged),
@@ -228,8 +249,9 @@ def decide_segment(view: SegmentView) -> Row:
 
 
 def _store_cases(facts: StoreFacts) -> list[Case]:
-    """The rows about the store as a whole, S1 to S7 (S8 needs the plan)."""
-    used = bool(facts.segments) or facts.checkpoint is not None or bool(facts.state_findings)
+    """The rows about the store as a whole, but for S8, which needs the plan."""
+    known = bool(facts.witnesses) or bool(facts.state_findings)
+    used = bool(facts.segments) or known
     cases: list[Case] = []
     match facts.identity:
         case IdentityState.MISSING if used:
@@ -250,12 +272,12 @@ def _store_cases(facts: StoreFacts) -> list[Case]:
             pass
     if cases:
         return cases
-    if not facts.segments and (facts.checkpoint is not None or facts.state_findings):
+    if not facts.segments and known:
         return [
             Case(
                 label="S4",
                 severity=Severity.REFUSE,
-                message="wal/ holds no segment, but state/ says the store was used: the log is lost",
+                message="wal/ holds no segment, but state/ or wal/dropped says the store was used: the log is lost",
             )
         ]
     if not used:
@@ -264,9 +286,51 @@ def _store_cases(facts: StoreFacts) -> list[Case]:
     if facts.checkpoint is None and any(
         segment.number > 1 or segment.operations for segment in facts.segments
     ):
-        message = "no checkpoint: every operation in the log is delivered again (transactional backends leave out what they hold)"
+        message = (
+            "no checkpoint: every operation in the log is delivered again (transactional backends leave out what they hold); if "
+            "state/ was lost, its dead letters are gone, but for a copy in quarantine/"
+        )
         cases.append(Case(label="S7", severity=Severity.NOTE, message=message))
+    if not facts.witnesses and any(_is_compacted(segment) for segment in facts.segments):
+        message = (
+            "segments were compacted, and neither wal/dropped nor a checkpoint says under which marks: of a key whose newest "
+            "operations were dropped, older ones may be delivered again"
+        )
+        cases.append(Case(label="S10", severity=Severity.NOTE, message=message))
+    cases.extend(
+        Case(
+            label="S9",
+            severity=Severity.FINE,
+            message="a segment was merged into a later one, and a crash left it",
+            segment=number,
+        )
+        for number in facts.superseded
+    )
     return cases
+
+
+def superseded_numbers(
+    heads: Sequence[tuple[int, HeaderState, SegmentHeader | None]], store: bytes | None
+) -> frozenset[int]:
+    """The segments among `heads` (ascending numbers) that a compaction has merged into a later one.
+
+    The later one is complete and durable before any of them is removed; its header says from which segment on it replaces
+    them. What belongs to another store, is of a newer format or begins before it, is none of them.
+    """
+    found: set[int] = set()
+    merged: SegmentHeader | None = None
+    for number, state, header in reversed(heads):
+        if (
+            merged is not None
+            and number > merged.prev_number
+            and state is not HeaderState.NEWER_VERSION
+            and (header is None or (header.store == store and header.first_lsn >= merged.first_lsn))
+        ):
+            found.add(number)
+            continue
+        own = header is not None and header.store == store and header.number == number
+        merged = header if own and header is not None and header.compacted else None
+    return frozenset(found)
 
 
 def settled_before(segments: Sequence[SegmentFacts], index: int, watermark: int) -> bool:
@@ -301,9 +365,9 @@ def view_segment(facts: StoreFacts, index: int) -> SegmentView:
     segment = facts.segments[index]
     checkpoint = facts.checkpoint
     watermark = checkpoint.watermark if checkpoint else 0
-    durable_lsn = max(checkpoint.durable_lsn, watermark) if checkpoint else 0
+    durable_lsn = facts.durable_lsn
     last = index + 1 == len(facts.segments)
-    lost = last and checkpoint is not None and checkpoint.segment > segment.number
+    lost = last and facts.last_segment > segment.number
     readable = (
         segment.header is not None
         and segment.header.store == facts.store
@@ -324,9 +388,15 @@ def view_segment(facts: StoreFacts, index: int) -> SegmentView:
         last=last,
         complete=segment.last_lsn >= bound and not lost,
         damaged=damage is not None,
-        evidence=damage is not None and max(damage.evidence_lsn, durable_lsn) > segment.last_lsn,
+        # A segment that was compacted was synced as a whole before it got its name.
+        evidence=damage is not None
+        and (max(damage.evidence_lsn, durable_lsn) > segment.last_lsn or _is_compacted(segment)),
         clean=segment.scan is not None and segment.scan.clean,
     )
+
+
+def _is_compacted(segment: SegmentFacts) -> bool:
+    return segment.header is not None and segment.header.compacted
 
 
 def _segment_case(facts: StoreFacts, index: int, row: Row) -> Case:
@@ -347,17 +417,14 @@ def _segment_case(facts: StoreFacts, index: int, row: Row) -> Case:
         last = segment.header.prev_last_lsn
         if first is not None and first > last:
             first = last = None  # nothing is missing in between: what stands there is another segment
-    elif refused or damage is not None:
+    elif refused or (damage is not None and row.decision is not Decision.IGNORE):
         first = segment.last_lsn + 1
         offset = damage.offset if damage else segment.end_offset
         if index + 1 < len(facts.segments):
             following = facts.segments[index + 1].header
             last = following.prev_last_lsn if following else None
         elif refused:
-            durable_lsn = (
-                max(facts.checkpoint.durable_lsn, facts.checkpoint.watermark) if facts.checkpoint else 0
-            )
-            last = max(durable_lsn, damage.evidence_lsn if damage else 0, first)
+            last = max(facts.durable_lsn, damage.evidence_lsn if damage else 0, first)
         detail = f" ({damage.reason})" if damage else ""
     return Case(
         label=row.label, severity=severity, message=row.situation + detail, segment=segment.number,
@@ -415,25 +482,24 @@ def make_plan(facts: StoreFacts) -> Plan:
         (s.number for i, s in enumerate(facts.segments) if not settled_before(facts.segments, i, watermark)),
         1,
     )
-    epochs = [header.epoch for header in headers] + ([checkpoint.epoch] if checkpoint else [0])
-    numbers = [segment.number for segment in facts.segments] + ([checkpoint.segment] if checkpoint else [0])
+    epochs = [0, *(header.epoch for header in headers), *(known.epoch for known in facts.witnesses)]
+    numbers = [facts.last_segment, *(segment.number for segment in facts.segments)]
     return Plan(
         cases=tuple(cases), fresh=not facts.segments, torn=tuple(torn), copied=copied,
         prev=facts.segments[-1].header if facts.segments else None, prev_last_lsn=prev_last_lsn,
         next_lsn=max(next_lsn, 1), next_segment=max(numbers) + 1, epoch=max(epochs) + 1, clean=clean,
         operations_before=logged - copied_count, pending=max(0, logged - settled), first_segment=first_needed,
+        superseded=facts.superseded,
     )  # fmt: skip
 
 
 def _highest_lsn(facts: StoreFacts) -> int:
     """The highest LSN that anything in the store names."""
-    lsns = [0]
+    lsns = [facts.durable_lsn]
     for segment in facts.segments:
         lsns.append(segment.last_lsn)
         if segment.header is not None:
             lsns += [segment.header.prev_last_lsn, segment.header.checkpointed_lsn]
         if segment.scan is not None and segment.scan.damage is not None:
             lsns.append(segment.scan.damage.seen_lsn)
-    if facts.checkpoint is not None:
-        lsns += [facts.checkpoint.watermark, facts.checkpoint.durable_lsn]
     return max(lsns)

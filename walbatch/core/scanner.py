@@ -171,7 +171,12 @@ def iterate_frames(
 def read_frame_header(read: Read, *, header: SegmentHeader, offset: int) -> FrameHeader:
     """The frame header at `offset`. Raises FrameError."""
     seed = frame_seed(header.salt, header.number, offset)
-    return decode_frame_header(read(limits.FRAME_HEADER_BYTES, offset), seed=seed)
+    frame = decode_frame_header(read(limits.FRAME_HEADER_BYTES, offset), seed=seed)
+    if frame.type is FrameType.OPERATIONS and frame.count < frame.span and not header.compacted:
+        raise FrameError(
+            f"{frame.count} operations over {frame.span} LSNs, in a segment that was not compacted"
+        )
+    return frame
 
 
 def _frame_at(reader: _Reader, header: SegmentHeader, offset: int) -> tuple[FrameHeader, bytes]:

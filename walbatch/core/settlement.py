@@ -8,9 +8,10 @@ shards may be covered too, since nobody asks this shard's mark about them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise, takewhile
 
+from walbatch.limits import RANGES_MAX, WINDOW_COUNT_MAX
 from walbatch.types import Mark, Range, merge_ranges
 
 _COMPACT_SLACK = 1024
@@ -31,12 +32,45 @@ class ShardLedger:
         self._pending: set[int] = set()
         self._order: deque[int] = deque()
         self._highest_settled = 0
+        # Of LSNs above the frontier that were admitted out of turn: pending, and settled already.
+        self._ahead: set[int] = set()
+        self._ahead_settled: set[int] = set()
 
     def __repr__(self) -> str:
         return f"<ShardLedger {len(self._pending)} pending, watermark {self.watermark()}, frontier {self.frontier}>"
 
     def __len__(self) -> int:
-        return len(self._pending)
+        return len(self._pending) + len(self._ahead)
+
+    def is_pending(self, lsn: int) -> bool:
+        """Whether this operation was admitted and is not settled."""
+        return lsn in self._pending or lsn in self._ahead
+
+    def admit_ahead(self, lsn: int) -> None:
+        """An operation became pending out of turn: the frontier has still to come to it."""
+        assert lsn > self.frontier
+        assert not self.is_ahead(lsn)
+        self._ahead.add(lsn)
+
+    def is_ahead(self, lsn: int) -> bool:
+        """Whether an operation above the frontier was admitted out of turn, settled since or not."""
+        return lsn in self._ahead or lsn in self._ahead_settled
+
+    @property
+    def room_ahead(self) -> int:
+        """How many more may be admitted out of turn: settled, each may cost the mark a range until the frontier is there."""
+        known = len(self._ahead) + len(self._ahead_settled) + len(self.initial.ranges)
+        return max(0, RANGES_MAX - WINDOW_COUNT_MAX - known)
+
+    def reach(self, lsn: int) -> None:
+        """The frontier comes to an operation that was admitted out of turn."""
+        if lsn in self._ahead:
+            self._ahead.remove(lsn)
+            self.admit(lsn)
+        else:
+            self._ahead_settled.remove(lsn)
+            self._highest_settled = max(self._highest_settled, lsn)
+            self.frontier = lsn
 
     def admit(self, lsn: int) -> None:
         """An operation became pending."""
@@ -45,9 +79,21 @@ class ShardLedger:
         self._order.append(lsn)
         self.frontier = lsn
 
+    def admit_many(self, lsns: Sequence[int]) -> None:
+        """Operations became pending: at least one, in LSN order."""
+        assert lsns[0] > self.frontier, "operations are admitted in LSN order, once"
+        self._pending.update(lsns)
+        self._order.extend(lsns)
+        self.frontier = lsns[-1]
+
     def advance(self, lsn: int) -> None:
         """Everything of this shard up to `lsn` has been admitted."""
         self.frontier = max(self.frontier, lsn)
+        if self._ahead_settled:
+            # What was settled out of turn may be gone from the log before the frontier comes there.
+            passed = {settled for settled in self._ahead_settled if settled <= lsn}
+            self._highest_settled = max(self._highest_settled, *passed, 0)
+            self._ahead_settled -= passed
         if self.initial.ranges or self.counted.ranges:
             self.initial = self._without_past(self.initial)
             self.counted = self._without_past(self.counted)
@@ -66,9 +112,16 @@ class ShardLedger:
 
     def settle(self, lsns: Iterable[int]) -> None:
         """Pending operations became settled."""
-        for lsn in lsns:
-            self._pending.remove(lsn)
-            self._highest_settled = max(self._highest_settled, lsn)
+        settled = set(lsns)
+        if self._ahead:
+            early = settled & self._ahead
+            self._ahead -= early
+            self._ahead_settled |= early
+            settled -= early
+        if not settled <= self._pending:
+            raise KeyError(f"operations {sorted(settled - self._pending)[:3]} are not pending")
+        self._pending -= settled
+        self._highest_settled = max(self._highest_settled, max(settled, default=0))
         order = self._order
         while order and order[0] not in self._pending:
             order.popleft()
@@ -79,13 +132,13 @@ class ShardLedger:
         """The oldest pending LSN that is not in `without`."""
         return next((lsn for lsn in self._order if lsn in self._pending and lsn not in without), None)
 
-    def watermark(self) -> int:
-        """Every operation of this shard up to this LSN is settled, and has been seen to be.
+    def watermark(self, without: Collection[int] = ()) -> int:
+        """Every operation of this shard up to this LSN is settled, and has been seen to be; or is in `without`.
 
         What `initial` covers beyond the frontier does not count yet: the log may be trimmed up to a watermark, and the reader
         still has to pass there.
         """
-        first = self._first(())
+        first = self._first(without)
         return self.frontier if first is None else first - 1
 
     def mark(self, *, epoch: int, settling: frozenset[int] = frozenset()) -> Mark:
@@ -109,9 +162,12 @@ class ShardLedger:
             watermark, ranges = self.frontier, []
         else:
             watermark = first - 1
-            highest = max(self._highest_settled, max(settling, default=0))
+            highest = max(self._highest_settled, max(settling - self._ahead, default=0))
             ranges = self._ranges_above(first, highest, settling) if highest > first else []
-        if known.watermark <= watermark and not known.ranges:
+        ahead = [(lsn, lsn) for lsn in (*self._ahead_settled, *(settling & self._ahead))]
+        if ahead:
+            ranges = [*ranges, *ahead]
+        elif known.watermark <= watermark and not known.ranges:
             return Mark(epoch=epoch, watermark=watermark, ranges=tuple(ranges))
         watermark = max(watermark, known.watermark)
         return Mark(

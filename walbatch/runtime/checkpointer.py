@@ -1,4 +1,4 @@
-"""Persists what is settled, then trims the log.
+"""Persists what is settled, then trims the log and compacts it.
 
 What is not here: what is settled (`dispatcher`), and how a checkpoint is stored (behind `ports.StateStore`).
 """
@@ -8,12 +8,12 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from walbatch.errors import StorageError, WalbatchError
 from walbatch.ports import Clock, Log, StateStore, Thread, Threads
-from walbatch.runtime.dispatcher import Settled
-from walbatch.types import Checkpoint
+from walbatch.runtime.overview import Settled
+from walbatch.types import Checkpoint, LaneMark, Mark
 
 _logger = logging.getLogger("walbatch")
 
@@ -36,7 +36,13 @@ class Checkpointer:
     def __init__(
         self, *, log: Log, state: StateStore, clock: Clock, threads: Threads, interval_ns: int, base: CheckpointBase,
         settled: Callable[[], Settled], durable_lsn: Callable[[], int], on_failure: Callable[[WalbatchError], None],
+        before: Callable[[int], int | None] = lambda _: None,
     ) -> None:  # fmt: skip
+        """`before` saves what must be durable before the log is trimmed; it is told what both generations cover.
+
+        It returns the LSN behind which nothing may go from the log, if it could not save everything: the disk is full.
+        """
+        self._before = before
         self._log = log
         self._state = state
         self._clock = clock
@@ -49,7 +55,11 @@ class Checkpointer:
         self._on_failure = on_failure
         self._last: Checkpoint | None = None
         self.checkpointed_lsn = 0
-        self._trimmed_lsn = -1
+        self._covered: Checkpoint | None = None
+        """The generation before the last: both cover what it covers."""
+        self._kept_lsn: int | None = None
+        """The log must keep what lies behind it; None: what the checkpoint covers may go."""
+        self._made_room = False
         self._stop = threads.condition()
         self._stopping = False
         self._thread: Thread | None = None
@@ -76,12 +86,11 @@ class Checkpointer:
                 if self._stopping:
                     return
             try:
-                self.checkpoint()
+                self._checkpoint_in_room()
+                self._compact()
             except (StorageError, OSError) as error:
-                if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-                    self._on_failure(StorageError(f"the checkpoint failed: {error}", errno=error.errno))
-                    return
-                _logger.warning("the checkpoint waits for room on the disk: %s", error)
+                self._on_failure(StorageError(f"the checkpoint failed: {error}", errno=error.errno))
+                return
             except BaseException as error:  # the thread's outermost frame
                 _logger.critical("the checkpointer died", exc_info=True)
                 self._on_failure(
@@ -89,25 +98,55 @@ class Checkpointer:
                 )
                 return
 
+    def _checkpoint_in_room(self) -> None:
+        """Checkpoint; at once again where that made room on a full disk, before somebody else takes it."""
+        try:
+            self.checkpoint()
+            while self._made_room and not self._stopping:
+                self.checkpoint()
+        except (StorageError, OSError) as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            _logger.warning("the checkpoint waits for room on the disk: %s", error)
+
+    def _compact(self) -> None:
+        """Compact the log by what both generations cover: a step at a time, until the next checkpoint is due."""
+        until = self._clock.monotonic_ns() + self._interval_ns
+        if self._covered is None:
+            return
+        covered = self._covered if self._kept_lsn is None else _cut(self._covered, self._kept_lsn)
+        while not self._stopping and self._log.compact(covered):
+            if self._clock.monotonic_ns() >= until:
+                return
+
     def checkpoint(self) -> bool:
         """Save a checkpoint if anything changed, then trim. Returns whether it saved.
 
         Crash story: the backends had made durable what is settled; a checkpoint is durable before any segment that it makes
         superfluous is unlinked. The log is trimmed only as far as *both* generations of the checkpoint go, so losing the
-        last one means that the one before it counts: more is replayed, nothing is missing.
+        last one means that the one before it counts: more is replayed, nothing is missing. So does what compactions drop.
+
+        What `before` could not save is in the log only, and stays there although the checkpoint covers it.
         """
         # Taken in this order: the log was durable at least this far, and every settled operation lies below it.
         settled = self._settled()
         durable_lsn = max(self._durable_lsn(), settled.watermark)
         segment = self._log.end.segment
-        last = self._last
+        last, covered = self._last, self._covered
         # Where nothing settles, how far the log reached still matters: that is what shows the loss of its end.
-        if (
+        unchanged = (
             last is not None
-            and last.watermark == settled.watermark == self._trimmed_lsn
-            and last.lanes == settled.lanes
+            and covered is not None
+            and last.watermark == settled.watermark == covered.watermark
+            and last.lanes == settled.lanes == covered.lanes
             and (last.segment, last.durable_lsn) == (segment, durable_lsn)
-        ):
+        )
+        if unchanged and self._kept_lsn is None:
+            return False
+        self._made_room = False
+        self._kept_lsn = self._before(0 if covered is None else covered.watermark)
+        if unchanged:
+            self._trim()
             return False
         checkpoint = Checkpoint(
             generation=self._generation + 1, epoch=self._base.epoch, watermark=settled.watermark, durable_lsn=durable_lsn,
@@ -118,6 +157,28 @@ class Checkpointer:
         self._last = checkpoint
         self.checkpointed_lsn = settled.watermark
         if last is not None:
-            self._trimmed_lsn = last.watermark
-            self._log.trim(last.watermark)
+            self._covered = last
+            self._trim()
         return True
+
+    def _trim(self) -> None:
+        assert self._covered is not None
+        lsn = self._covered.watermark
+        if self._kept_lsn is None:
+            self._log.trim(lsn)
+        else:
+            self._made_room = self._log.trim(min(lsn, self._kept_lsn)) > 0
+
+
+def _cut(covered: Checkpoint, lsn: int) -> Checkpoint:
+    """What a checkpoint covers up to an LSN."""
+    lanes = {
+        name: LaneMark(shards=tuple(_cut_mark(mark, lsn) for mark in lane.shards))
+        for name, lane in covered.lanes.items()
+    }
+    return replace(covered, watermark=min(covered.watermark, lsn), lanes=lanes)
+
+
+def _cut_mark(mark: Mark, lsn: int) -> Mark:
+    ranges = tuple((first, min(last, lsn)) for first, last in mark.ranges if first <= lsn)
+    return replace(mark, watermark=min(mark.watermark, lsn), ranges=ranges)

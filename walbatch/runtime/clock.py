@@ -45,6 +45,10 @@ class RealCondition(_RLock):  # type: ignore[misc]  # the interpreter's own lock
         """Release, wait, take again."""
         return self._condition.wait(_seconds(timeout_ns))
 
+    def is_held(self) -> bool:
+        """Whether the calling thread has taken it."""
+        return bool(self._is_owned())
+
 
 class RealEvent:
     """A flag on such a lock."""

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from walbatch import limits
 from walbatch.core.commit_group import CommitGroup, fits_frame
+from walbatch.core.histogram import RecentHistogram
 from walbatch.errors import (
     DurabilityUnknown,
     EngineClosed,
@@ -30,13 +31,15 @@ from walbatch.errors import (
 )
 from walbatch.ports import Clock, Log, Thread, Threads
 from walbatch.runtime.ticket import Promise
-from walbatch.types import Position
+from walbatch.types import NO_OPTIONS, Options, Position
 
 _logger = logging.getLogger("walbatch")
 
 FULL_RETRY_NS = 50_000_000
 """Pause between tries to write on a full disk."""
 STAMP_RETRY_NS = 1_000_000_000
+SYNC_WINDOW_NS = 600 * 1_000_000_000
+"""How long a slow sync is remembered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +81,10 @@ class Committer:
     def __init__(
         self, *, log: Log, clock: Clock, threads: Threads, settings: CommitSettings, names: Sequence[str], next_lsn: int,
         on_durable: Callable[[Committed], None], on_failure: Callable[[WalbatchError], None],
+        is_pressed: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
+        """`is_pressed`: memory is so short that nothing is taken in beside what is being written."""
+        self._is_pressed = is_pressed
         self._log = log
         self._clock = clock
         self._threads = threads
@@ -107,6 +113,8 @@ class Committer:
         self.commits = 0
         self.syncs = 0
         self.committed = 0
+        self.sync_times = RecentHistogram(window_ns=SYNC_WINDOW_NS, now_ns=clock.monotonic_ns())
+        """In ns; whoever has the append side adds to it."""
         self._thread: Thread | None = None
 
     def __repr__(self) -> str:
@@ -136,7 +144,7 @@ class Committer:
     def submit(
         self, lane: int, shards: Sequence[int], keys: Sequence[bytes], payloads: Sequence[bytes], priority: int, size: int, *,
         needs_sync: bool, timeout_ns: int | None, wait: bool,
-        register: Callable[[int, Promise], None] | None = None,
+        register: Callable[[int, Promise], None] | None = None, options: Options = NO_OPTIONS,
     ) -> tuple[int, Promise]:  # fmt: skip
         """Put operations into a group; returns the LSN of the first and the group's promise.
 
@@ -157,7 +165,10 @@ class Committer:
                     pending = PendingGroup(CommitGroup(self._next_lsn), Promise(self._threads), led=wait)
                     opened = True
                     self._queue.append(pending)
-                lsn = pending.group.add(lane, shards, keys, payloads, priority, size, needs_sync=needs_sync)
+                lsn = pending.group.add(
+                    lane, shards, keys, payloads, priority, size, needs_sync=needs_sync,
+                    options=() if options is NO_OPTIONS else (options,) * count,
+                )  # fmt: skip
                 self._next_lsn = lsn + count
                 self._queued_bytes += size
                 if register is not None:
@@ -177,7 +188,15 @@ class Committer:
         if wait:
             pending.durable.wait(None)
             pending.durable.take()
+            if self._failure is not None and lsn > self._durable_lsn:
+                raise self._failure  # it was written, and the log failed before its caller heard of it
         return lsn, pending.durable
+
+    def await_written(self, lsn: int) -> None:
+        """Return when the operation is in the log, synced or not; or never will be."""
+        with self._cond:
+            while self._failure is None and self._queue and self._queue[0].group.first_lsn <= lsn:
+                self._cond.wait(FULL_RETRY_NS)
 
     def _admit(self, count: int, size: int, timeout_ns: int | None) -> None:
         """Wait for room, or say why there is none. Called with the lock held."""
@@ -208,6 +227,11 @@ class Committer:
     def _refusal(self, count: int, size: int) -> Overloaded | None:
         """The bound that forbids to accept now. An empty queue accepts any single call, so none waits for ever."""
         settings = self._settings
+        if self._queued_bytes and self._is_pressed():
+            return Overloaded(
+                "memory", value=self._queued_bytes, maximum=self._queued_bytes,
+                hint="the process is short of memory: try again later, or give it more",
+            )  # fmt: skip
         if self._queued_bytes and self._queued_bytes + size > settings.queue_bytes_max:
             return Overloaded(
                 "queue_bytes_max", value=self._queued_bytes, maximum=settings.queue_bytes_max,
@@ -300,13 +324,20 @@ class Committer:
                     or self._written_bytes + group.bytes > limits.UNSYNCED_BYTES_MAX
                 )
                 if sync:
-                    self._log.sync()
+                    self._sync_log()
         except (OSError, StorageError) as error:
             self._fail(error)
         else:
             if self._failure is None:
                 self._finish(pending, synced=sync)
         self._give_back()
+
+    def _sync_log(self) -> None:
+        """Sync, and note how long it took. The caller has set _owner."""
+        started_ns = self._clock.monotonic_ns()
+        self._log.sync()
+        ended_ns = self._clock.monotonic_ns()
+        self.sync_times.add(ended_ns - started_ns, now_ns=ended_ns)
 
     def _give_back(self) -> None:
         """The append side is free."""
@@ -330,7 +361,7 @@ class Committer:
             try:
                 pending.position = self._log.append(
                     first_lsn=group.first_lsn, kinds=kinds, kind_indexes=kind_indexes, priorities=group.priorities,
-                    keys=group.keys, payloads=group.payloads, synced_lsn=synced_lsn,
+                    keys=group.keys, payloads=group.payloads, options=group.options, synced_lsn=synced_lsn,
                 )  # fmt: skip
             except OSError as error:
                 if error.errno not in {errno.ENOSPC, errno.EDQUOT} or self._clock.monotonic_ns() >= deadline:
@@ -492,7 +523,7 @@ class Committer:
             if stamp:
                 self._stamp()
             else:
-                self._log.sync()
+                self._sync_log()
         except (OSError, StorageError) as error:
             self._fail(error)
         else:

@@ -1,6 +1,6 @@
-"""From durable to settled: fills queues, cuts batches, hands them to backends, settles, reads back.
+"""From durable to a backend: fills queues, cuts batches when they are due, and reads back what did not fit in memory.
 
-What is not here: when to cut and what to retry (`core.batcher`, `core.delivery`), what is pending
+What is not here: when to cut (`core.batcher`), what becomes of a batch (`runtime.delivery`), what is pending
 (`core.settlement`).
 
 The idea needed to read it: a shard is either *live* (every durable operation of it that is not settled is in
@@ -12,29 +12,34 @@ up with its end. So memory is bounded whatever the backlog.
 from __future__ import annotations
 
 import logging
-import weakref
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
-from walbatch.core.batcher import Entry
-from walbatch.core.delivery import Verdict, backoff_ns, judge
-from walbatch.errors import (
-    BackendError,
-    ConfigError,
-    EngineClosed,
-    Fenced,
-    Overloaded,
-    ResultTimeout,
-    WalbatchError,
-)
-from walbatch.metrics import LaneStats
-from walbatch.ports import Clock, Entropy, Log, Thread, Threads
+from walbatch.config import Lane as LaneSettings
+from walbatch.core.batcher import Entry, Situation
+from walbatch.core.history import History
+from walbatch.core.pressure import Pressure
+from walbatch.errors import EngineClosed, Overloaded, WalbatchError
+from walbatch.ports import Clock, Entropy, Log, Memory, StateStore, Thread, Threads
+from walbatch.runtime.calls import Job
 from walbatch.runtime.committer import Committed
+from walbatch.runtime.delivery import Delivery, Expiry
+from walbatch.runtime.express import Express
+from walbatch.runtime.finding import Finder
+from walbatch.runtime.flow import Flow
+from walbatch.runtime.flushing import Flushing
 from walbatch.runtime.lane import Cursor, Lane, LaneSetup, Shard
-from walbatch.runtime.readback import NOTHING_FED, ReadBack
+from walbatch.runtime.letters import DeadLetters
+from walbatch.runtime.overview import Overview
+from walbatch.runtime.promises import LOGGED, Promises
+from walbatch.runtime.readback import ReadBack
+from walbatch.runtime.reader import Reader
 from walbatch.runtime.ticket import Promise
-from walbatch.types import Batch, CutReason, LaneMark, Mark, Position
+from walbatch.runtime.watch import Watch
+from walbatch.runtime.workers import Workers
+from walbatch.types import NO_OPTIONS, PRIORITY_URGENT, Options, Position
 
 _logger = logging.getLogger("walbatch")
 
@@ -53,22 +58,11 @@ class DispatchSettings:
     memory_bytes_max: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Job:
-    """A batch on its way to a backend."""
+@dataclass(frozen=True, slots=True)
+class Unlogged:
+    """Operations that are not logged, on their way to their shards."""
 
-    shard: Shard
-    entries: Sequence[Entry]
-    batch: Batch
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settled:
-    """What the checkpointer needs, taken at one moment."""
-
-    watermark: int
-    lanes: Mapping[str, LaneMark]
-    settled_count: int
+    rows: Sequence[tuple[Shard, Entry]]
 
 
 class Dispatcher:
@@ -76,66 +70,101 @@ class Dispatcher:
 
     def __init__(
         self, *, log: Log, clock: Clock, threads: Threads, entropy: Entropy, settings: DispatchSettings, store: bytes, epoch: int,
-        lanes: Sequence[LaneSetup], start: Position, end_lsn: int, watermark: int,
+        lanes: Sequence[LaneSetup], start: Position, end_lsn: int, watermark: int, letters: DeadLetters,
+        memory: Memory, state: StateStore, history: History, given_up: Iterable[int],
         on_failure: Callable[[WalbatchError], None],
     ) -> None:  # fmt: skip
-        self._log = log
         self._clock = clock
         self._threads = threads
-        self._entropy = entropy
         self._settings = settings
-        self._store = store
-        self._epoch = epoch
         self._on_failure = on_failure
         # Guards all below, the lanes and their shards included. Never held over I/O or a backend.
         self._cond = threads.condition()
         shards = sum(lane.shards for lane in lanes if lane.backend is not None)
         share = settings.memory_bytes_max // max(1, shards)
-        self._lanes = [Lane(setup, index, shard_bytes_max=share) for index, setup in enumerate(lanes)]
-        self._by_name = {lane.setup.name: lane for lane in self._lanes}
-        self._shards = [shard for lane in self._lanes for shard in lane.shards]
-        self._read_back = ReadBack(self._lanes)
-        self._end = log.end
-        self._end_lsn = end_lsn
+        now_ns = clock.monotonic_ns()
+        self.lanes = [
+            Lane(
+                setup,
+                index,
+                shard_bytes_max=share,
+                now_ns=now_ns,
+                expected=history.expect(setup.name, clock.wall_ns()),
+            )
+            for index, setup in enumerate(lanes)
+        ]
+        self._by_name = {lane.setup.name: lane for lane in self.lanes}
+        self._shards = [shard for lane in self.lanes for shard in lane.shards]
+        self._read_back = ReadBack(self.lanes, given_up=set(given_up), is_dead=letters.holds, clock=clock)
+        self._express = Express(self.lanes, read_back=self._read_back, clock=clock)
+        self._flow = Flow(end=log.end, end_lsn=end_lsn)
         for shard in self._shards:
             if shard.lane.logged:
                 shard.cursor = Cursor(start, 0)
                 shard.ledger.frontier = watermark
-        self._settled_count = 0
         self._first_shard = 0
-        self._in_flight = 0
-        self._draining = False
-        self._hurried = False
-        self._stopping = False
-        self._failure: WalbatchError | None = None
         self._idle = False
-        self._workers: list[Thread] = []
         self._threads_running: list[Thread] = []
-        # Guards _jobs: workers wait here.
-        self._work = threads.condition()
-        self._jobs: deque[_Job] = deque()
-        self._workers_stopping = False
-        self._workers_free = 0
+        self._asides: list[Thread] = []
         # Guards the inbox: the leader must not wait for a dispatcher that is busy.
         self._inbox_guard = threads.condition()
-        self._inbox: deque[Committed] = deque()
+        self._inbox: deque[Committed | Unlogged] = deque()
         self._inbox_bytes = 0
         self._inbox_count = 0
-        self._urgent_count = min((lane.cut_limits.count for lane in lanes), default=1)
-        self._urgent_bytes = min([lane.cut_limits.bytes for lane in lanes] + [settings.memory_bytes_max // 4])
-        self._tick_ns = max(
-            TICK_FLOOR_NS, min([lane.cut_limits.linger_ns for lane in lanes] + [settings.timer_ns])
+        self.promises = Promises()
+        self._delivery = Delivery(
+            cond=self._cond, flow=self._flow, clock=clock, entropy=entropy, promises=self.promises, letters=letters, store=store,
+            epoch=epoch, history=history, given_up=self._read_back.given_up, on_failure=on_failure,
+        )  # fmt: skip
+        self._history = history
+        self._watch = Watch(memory=memory, clock=clock, lanes=self.lanes)
+        self.overview = Overview(
+            cond=self._cond, flow=self._flow, clock=clock, lanes=self.lanes, calls=self._delivery.calls, history=history,
+            watch=self._watch, epoch=epoch,
+        )  # fmt: skip
+        self.flushing = Flushing(
+            cond=self._cond,
+            flow=self._flow,
+            clock=clock,
+            lanes=self._by_name,
+            is_taking_over=lambda: bool(self._inbox),
         )
-        self._promises: weakref.WeakValueDictionary[tuple[int, int], Promise] = weakref.WeakValueDictionary()
+        # Held while the log is read: by the reader, and by whoever looks for one operation.
+        reading = threads.condition()
+        self.finder = Finder(
+            cond=self._cond, lanes=self.lanes, read_back=self._read_back, delivery=self._delivery, log=log, reading=reading,
+            state=state, flow=self._flow, threads=threads, aside=self._aside,
+            is_absorbed=self._is_absorbed, settled_lsn=self.overview.settled_lsn,
+        )  # fmt: skip
+        self._reader = Reader(
+            cond=self._cond, reading=reading, flow=self._flow, log=log, read_back=self._read_back, express=self._express,
+            promises=self.promises, overview=self.overview, is_pressed=lambda: self._is_pressed, look_around=self.look_around,
+        )  # fmt: skip
+        self._workers = Workers(
+            threads,
+            count_max=lambda: settings.in_flight_max + len(self.lanes) + self._flow.abandoned,
+            guarded=self._guarded,
+        )
+        self._pace()
 
     def __repr__(self) -> str:
-        return f"<Dispatcher {len(self._lanes)} lanes, {self._in_flight} in flight, end lsn {self._end_lsn}>"
+        return f"<Dispatcher {len(self.lanes)} lanes, {self._flow.in_flight} in flight, end lsn {self._flow.end_lsn}>"
+
+    def _pace(self) -> None:
+        """What wakes the timer, and how often it looks: from the settings of all lanes. With the lock held, or before the start."""
+        settings = self._settings
+        triggers = [lane.settings.trigger for lane in self.lanes]
+        self._urgent_count = min((trigger.count or 64 for trigger in triggers), default=1)
+        self._urgent_bytes = min([*(trigger.bytes for trigger in triggers), settings.memory_bytes_max // 4])
+        lingers = [trigger.linger_ns for trigger in triggers if trigger.linger_ns is not None]
+        self._eager = len(lingers) < len(triggers)
+        self._tick_ns = max(TICK_FLOOR_NS, min([*lingers, settings.timer_ns]))
 
     def start(self) -> None:
         """Start the timer and the reader. Workers start when there is work for them."""
         self._threads_running = [
             self._threads.spawn("walbatch-timer", self._guarded(self._run_timer)),
-            self._threads.spawn("walbatch-reader", self._guarded(self._run_reader)),
+            self._threads.spawn("walbatch-reader", self._guarded(self._reader.run)),
         ]
 
     def _guarded(self, loop: Callable[[], None]) -> Callable[[], None]:
@@ -156,11 +185,19 @@ class Dispatcher:
 
         return run
 
+    def _aside(self, job: Callable[[], None]) -> None:
+        """Do something in a thread of the engine's: a user's may be interrupted anywhere. Raises EngineClosed."""
+        with self._cond:
+            if self._flow.stopping:
+                raise self._flow.failure or EngineClosed("the engine was closed: nothing was changed")
+            self._asides = [thread for thread in self._asides if not thread.join(0)]
+            self._asides.append(self._threads.spawn("walbatch-aside", self._guarded(job)))
+
     # --- taking operations in ---
 
     def register(self, lane: int, lsn: int, promise: Promise) -> None:
         """Whoever settles the operation resolves `promise`, as long as somebody keeps it."""
-        self._promises[(-1 if self._lanes[lane].logged else lane), lsn] = promise
+        self.promises.register(LOGGED if self.lanes[lane].logged else lane, lsn, promise)
 
     def on_durable(self, committed: Committed) -> None:
         """A group became durable. Called in LSN order by the leader; a repeated call is recognised."""
@@ -170,40 +207,50 @@ class Dispatcher:
             self._inbox_bytes += group.bytes
             self._inbox_count += len(group)
             urgent = self._inbox_count >= self._urgent_count or self._inbox_bytes >= self._urgent_bytes
+            urgent = urgent or group.is_urgent
         if urgent or self._idle:
             with self._cond:
                 self._cond.notify_all()
 
     def submit_unlogged(
         self, lane: int, shards: Sequence[int], keys: Sequence[bytes], payloads: Sequence[bytes], priority: int, *,
-        timeout_ns: int | None, register: Callable[[int], None] | None,
+        timeout_ns: int | None, register: Callable[[int], None] | None, options: Options = NO_OPTIONS,
     ) -> None:  # fmt: skip
         """Queue operations of a lane with durability "none", or raise Overloaded with nothing accepted."""
-        target = self._lanes[lane]
+        target = self.lanes[lane]
         deadline = None
         with self._cond:
             while True:
-                if self._stopping or self._failure is not None or self._draining:
+                if self._flow.stopping or self._flow.failure is not None or self._flow.draining:
                     raise EngineClosed("the engine is closing or has stopped: nothing was accepted")
                 full = next((s for s in {target.shards[i] for i in shards} if not s.has_room), None)
-                if full is None:
+                if full is None and self._inbox_bytes <= self._settings.memory_bytes_max:
                     break
                 now = self._clock.monotonic_ns()
                 deadline = now + timeout_ns if deadline is None and timeout_ns is not None else deadline
                 if deadline is not None and now >= deadline:
                     raise Overloaded(
-                        "memory_bytes_max", value=full.queue.memory_bytes, maximum=full.memory_bytes_max,
+                        "memory_bytes_max", value=full.queue.memory_bytes if full else self._inbox_bytes,
+                        maximum=full.memory_bytes_max if full else self._settings.memory_bytes_max,
                         hint=f"the backend of lane {target.setup.name!r} is slower than its producers",
                     )  # fmt: skip
                 self._cond.wait(None if deadline is None else deadline - now)
             now = self._clock.monotonic_ns()
-            for shard, key, payload in zip(shards, keys, payloads, strict=True):
-                target.sequence += 1
-                if register is not None:
-                    register(target.sequence)
-                target.shards[shard].queue.push((target.sequence, key, payload, priority, now))
-                target.shards[shard].ledger.admit(target.sequence)
-            target.submitted += len(keys)
+            first = target.sequence + 1
+            target.sequence += len(keys)  # cut short from here on, numbers are missing, and nothing else
+            rows = [
+                (target.shards[shard], (sequence, key, payload, priority, now, options))
+                for sequence, (shard, key, payload) in enumerate(
+                    zip(shards, keys, payloads, strict=True), first
+                )
+            ]
+            if register is not None:
+                for _, entry in rows:
+                    register(entry[0])
+            with self._inbox_guard:
+                self._flow.unlogged_inbox += len(rows)
+                self._inbox_bytes += sum(len(entry[1]) + len(entry[2]) for _, entry in rows)
+                self._inbox.append(Unlogged(rows))
             self._cond.notify_all()
 
     def _absorb(self) -> None:
@@ -212,352 +259,198 @@ class Dispatcher:
         A user's thread may be interrupted at any bytecode by a signal handler's exception, and would lose what it holds.
         """
         with self._inbox_guard:
-            if not self._inbox:
-                return
-            inbox, self._inbox = self._inbox, deque()
-            self._inbox_bytes = self._inbox_count = 0
-        now = self._clock.monotonic_ns()
+            whole, self._inbox = self._inbox, deque()
+            self._inbox_bytes = self._inbox_count = self._flow.unlogged_inbox = 0
+        inbox = [one for one in whole if isinstance(one, Committed)]
+        now, wall = self._clock.monotonic_ns(), self._clock.wall_ns()
+        times, no_options = repeat(now), repeat(NO_OPTIONS)
+        lanes, end, end_lsn = self.lanes, self._flow.end, self._flow.end_lsn
+        arrived: defaultdict[Shard, list[Entry]] = defaultdict(list)
         for committed in inbox:
             group = committed.group
-            if group.last_lsn <= self._end_lsn:
+            last_lsn = group.last_lsn
+            if last_lsn <= end_lsn:
                 continue  # handed over twice by an interrupted leader
-            lanes = self._lanes
-            rows = zip(group.lanes, group.shards, group.keys, group.payloads, group.priorities, strict=True)
-            for lsn, (lane_index, shard_index, key, payload, priority) in enumerate(rows, group.first_lsn):
-                lane = lanes[lane_index]
-                lane.submitted += 1
-                shard = lane.shards[shard_index]
-                if shard.cursor is not None:
-                    continue
-                if shard.has_room:
-                    shard.queue.push((lsn, key, payload, priority, now))
-                    shard.ledger.admit(lsn)
-                else:
-                    shard.cursor = Cursor(committed.position, lsn)
+            lsns = range(group.first_lsn, last_lsn + 1)
+            rows = zip(
+                lsns, group.keys, group.payloads, group.priorities, times, group.options or no_options, strict=False
+            )  # fmt: skip
+            for entry, lane_index, shard_index in zip(rows, group.lanes, group.shards, strict=True):
+                arrived[lanes[lane_index].shards[shard_index]].append(entry)
+            end, end_lsn = committed.end, last_lsn
+        for shard, entries in arrived.items():
+            shard.lane.submitted += len(entries)
+            taken = 0
+            if shard.cursor is None:
+                # Cancelled while it was written and not durable yet: the reader passes it over.
+                able = self._read_back.before_taken_back(entries)
+                taken = shard.take_in_many(able, now_ns=now, wall_ns=wall)
+                if taken < len(entries):
+                    lsn = entries[taken][0]
+                    position = next(one.position for one in inbox if lsn <= one.group.last_lsn)
+                    shard.cursor = Cursor(position, lsn)
                     shard.ledger.advance(lsn - 1)
-            self._end = committed.end
-            self._end_lsn = group.last_lsn
+            if taken < len(entries) and any(entry[3] >= PRIORITY_URGENT for entry in entries[taken:]):
+                self._express.want()
+        self._flow.end, self._flow.end_lsn = end, end_lsn
+        for one in whole:
+            for shard, entry in one.rows if isinstance(one, Unlogged) else ():
+                shard.lane.submitted += 1
+                shard.take_in(entry, now_ns=now, wall_ns=wall)
 
     # --- the timer ---
 
     def _run_timer(self) -> None:
         """Cut what is due, sleep until something will be."""
         while True:
+            self.look_around()
             with self._cond:
                 self._idle = False
-                if self._inbox:
+                if self._inbox or self._flow.unlogged_inbox:
                     self._absorb()
+                    self.overview.note_memory()
                     self._cond.notify_all()
-                if self._stopping:
+                if self._flow.stopping:
                     return
                 now = self._clock.monotonic_ns()
-                jobs = self._cut_due(now)
+                self._delivery.look_at_time_limits(now)
+                jobs = self._due(now)
                 if not jobs:
                     wake = self._next_wake(now)
-                    self._idle = wake is None
+                    self._idle = wake is None or (self._eager and not self._flow.in_flight)
                     if self._idle and self._inbox:
                         continue  # a group came between absorbing and going idle
                     self._cond.wait(wake)
                     continue
-            self._hand_out(jobs)
+            self._workers.hand_out(jobs)
+
+    def look_around(self) -> None:
+        """Look at memory and the clocks, if nobody has of late."""
+        now_ns = self._clock.monotonic_ns()
+        if not self._watch.is_due(now_ns):
+            return
+        seen = self._watch.look()
+        with self._cond:
+            if self._watch.is_due(now_ns):
+                self._watch.take_in(now_ns, seen)
+                self._history.watch(self._clock.wall_ns())
 
     def _next_wake(self, now: int) -> int | None:
         """How long the timer may sleep: to the next deadline, a tick at most; None without one."""
         due = [
-            at for shard in self._shards
-            if len(shard.queue) and not shard.lane.held and not shard.lane.paused and (at := shard.queue.next_due_ns()) is not None
+            at for shard in self._shards if len(shard.queue) and not shard.lane.held
+            if (at := shard.next_due_ns(self._situation(shard, now), may_cut=self._may_cut(shard, now))) is not None
         ]  # fmt: skip
-        if self._in_flight >= self._settings.in_flight_max:
+        limit = self._delivery.calls.next_limit_ns()
+        if limit is not None:
+            due.append(limit)
+        if self._flow.in_flight >= self._settings.in_flight_max:
             return self._tick_ns
         if due:
             return max(DUE_FLOOR_NS, min(min(due) - now, self._tick_ns))
-        return self._tick_ns if self._in_flight else None
+        return self._tick_ns if self._flow.in_flight else None
 
-    def _cut_due(self, now: int) -> list[_Job]:
-        """Cut a batch from every shard that is due, while flush slots are free. Rounds start in turn."""
-        jobs: list[_Job] = []
+    @staticmethod
+    def _may_cut(shard: Shard, now: int) -> bool:
+        """Whether a batch of the shard is cut when time makes one due, and not only when another comes back."""
+        breaker = shard.breaker
+        waits_for_probe = breaker.allows(now) is None and breaker.reopens_at_ns is None
+        return shard.delivers and shard.lane.has_slot and not waits_for_probe
+
+    def _due(self, now: int) -> list[Callable[[], None]]:
+        """What there is to do for workers: batches that are due, and what has missed its deadline."""
+        jobs: list[Callable[[], None]] = []
         count = len(self._shards)
         for step in range(count):
-            if self._in_flight >= self._settings.in_flight_max:
-                break
             shard = self._shards[(self._first_shard + step) % count]
-            lane = shard.lane
-            if lane.held or lane.paused or not len(shard.queue):
+            if shard.lane.held or not len(shard.queue):
                 continue
             shard.queue.release(now)
-            reason = shard.queue.due(
-                now, flush_lsn=shard.flush_lsn, draining=self._draining,
-                window_full=shard.cursor is not None and not shard.has_room,
-            )  # fmt: skip
-            if reason is None:
-                continue
-            entries = shard.queue.cut()
-            if not entries:
-                continue
-            jobs.append(self._job(shard, entries, reason))
-            self._in_flight += 1
+            missed = shard.queue.expire(now)
+            expired: list[Sequence[Entry]] = [missed] if missed else []
+            while shard.unburied and shard.unburied[0][0] <= now:
+                expired.append(shard.unburied.popleft()[1])
+            jobs += [self._delivery.expire(Expiry(shard=shard, entries=entries)) for entries in expired]
+            if shard.delivers:
+                jobs += [self._delivery.deliver(job) for job in self._cut(shard, now)]
         self._first_shard = (self._first_shard + 1) % max(1, count)
         return jobs
 
-    def _job(self, shard: Shard, entries: Sequence[Entry], reason: CutReason) -> _Job:
-        """The batch of cut entries, with the mark that holds once they are applied."""
-        lane = shard.lane
-        lsns, keys, payloads, priorities, _ = zip(*entries, strict=True)
-        mark = None
-        if lane.logged and lane.setup.transactional:
-            if shard.cursor is None:
-                shard.ledger.advance(self._end_lsn)
-            mark = shard.ledger.mark(epoch=self._epoch, settling=frozenset(lsns))
-        lane.batches += 1
-        lane.cut_reasons[reason.value] += 1
-        batch = Batch(
-            lane=lane.setup.name, shard=shard.index, store=self._store, lsns=lsns if lane.logged else (), keys=keys,
-            payloads=payloads, priorities=priorities, attempt=shard.queue.failures + 1, reason=reason, mark=mark,
-        )  # fmt: skip
-        return _Job(shard=shard, entries=entries, batch=batch)
+    def _cut(self, shard: Shard, now: int) -> list[Job]:
+        """The batches of a shard that are due, while flush slots are free.
 
-    def _hand_out(self, jobs: Sequence[_Job]) -> None:
-        """Give jobs to workers; start workers up to the number of batches that may be in flight."""
-        with self._work:
-            self._jobs.extend(jobs)
-            missing = min(
-                len(self._jobs) - self._workers_free, self._settings.in_flight_max - len(self._workers)
-            )
-            self._work.notify_all()
-        for _ in range(missing):
-            number = len(self._workers) + 1
-            self._workers.append(
-                self._threads.spawn(f"walbatch-flush-{number}", self._guarded(self._run_worker))
-            )
-
-    # --- the workers ---
-
-    def _run_worker(self) -> None:
-        """Apply batches until told to stop."""
-        while True:
-            with self._work:
-                while not self._jobs and not self._workers_stopping:
-                    self._workers_free += 1
-                    self._work.wait()
-                    self._workers_free -= 1
-                if self._workers_stopping:
-                    return  # a job that nobody took stays in the log
-                job = self._jobs.popleft()
-            self._apply(job)
-
-    def _apply(self, job: _Job) -> None:
-        """One call of a backend. Whatever it does, the batch ends settled or queued again."""
-        setup = job.shard.lane.setup
-        assert setup.backend is not None
-        try:
-            answer = setup.backend.apply(job.batch)
-            verdict = judge(job.batch, answer, setup.order)  # type: ignore[arg-type]  # wrapped backends answer synchronously
-            self._check_mark(job, verdict)
-        except (Fenced, BackendError) as error:
-            self._fail_batch(job, error)
-            self._on_failure(error)
-        except BaseException as error:  # noqa: BLE001 - a backend may raise anything; its batch is tried again
-            _logger.warning("%r failed and will be tried again: %r", job.batch, error)
-            self._fail_batch(job, error)
-        else:
-            if verdict.retry:
-                _logger.warning(
-                    "%r: %d operations will be tried again: %s", job.batch, len(verdict.retry), verdict.error
-                )
-            self._settle(job, verdict.applied, verdict.retry, verdict.error)
-
-    def _check_mark(self, job: _Job, verdict: Verdict) -> None:
-        """A transactional backend may leave operations for later only if the mark that it stored leaves them out, too.
-
-        Otherwise it would take them for applied when they come again, and they would be lost. So the engine stops.
+        One batch of each lane may be in flight whatever the others do: a lane whose backend hangs must not stop the rest.
         """
-        setup = job.shard.lane.setup
-        if not verdict.retry or job.batch.mark is None:
-            return
-        stored: Mark = setup.backend.applied_mark(job.shard.index)  # type: ignore[union-attr]  # it is transactional
-        covered = [lsn for index in verdict.retry if stored.covers(lsn := job.batch.lsns[index])]
-        if covered:
-            raise BackendError(
-                f"the backend of lane {setup.name!r} asked to try operation {covered[0]} again, but the mark it stored says "
-                "that it is applied: it would be lost. Correct the backend (raise to undo the whole batch, or leave such "
-                "operations out of the mark); the operations are safe in the log"
-            )
-
-    def _fail_batch(self, job: _Job, error: BaseException) -> None:
-        """The whole batch goes back in front of its shard."""
-        setup = job.shard.lane.setup
-        with self._cond:
-            delay = backoff_ns(
-                job.shard.queue.failures, base_s=setup.retry_base_s, ceiling_s=setup.retry_ceiling_s,
-                chance=self._entropy.uniform(),
-            )  # fmt: skip
-            job.shard.queue.fail(retry_at_ns=self._clock.monotonic_ns() + delay)
-            self._count_failure(job, len(job.entries), f"{type(error).__name__}: {error}")
-
-    def _count_failure(self, job: _Job, retried: int, error: str | None) -> None:
-        """Common end of a try that left something. Called with the lock held."""
-        lane = job.shard.lane
-        lane.failed_batches += 1
-        lane.retried += retried
-        lane.last_error = error
-        self._in_flight -= 1
-        self._cond.notify_all()
-
-    def _settle(
-        self, job: _Job, applied: Mapping[int, object], retry: Mapping[int, float], error: str | None
-    ) -> None:
-        """Operations are final; the others wait. Their promises are resolved after the lock is given back."""
-        shard, entries = job.shard, job.entries
+        jobs: list[Job] = []
         lane = shard.lane
-        with self._cond:
-            if not retry:
-                shard.queue.finish()
-                shard.ledger.settle(job.batch.lsns or [entry[0] for entry in entries])
-            else:
-                now = self._clock.monotonic_ns()
-                setup = lane.setup
-                delay = backoff_ns(
-                    shard.queue.failures, base_s=setup.retry_base_s, ceiling_s=setup.retry_ceiling_s,
-                    chance=self._entropy.uniform(),
-                )  # fmt: skip
-                times = {index: now + max(delay, int(after * 1e9)) for index, after in retry.items()}
-                shard.queue.finish_partly(applied, times)
-                shard.ledger.settle([entries[index][0] for index in applied])
-            lane.applied += len(applied)
-            if lane.logged:
-                self._settled_count += len(applied)
-            if retry:
-                self._count_failure(job, len(retry), error)
-            else:
-                self._in_flight -= 1
-                self._cond.notify_all()
-        if self._promises:
-            scope = -1 if lane.logged else lane.index
-            for index, result in applied.items():
-                promise = self._promises.pop((scope, entries[index][0]), None)
-                if promise is not None:
-                    promise.resolve(result)
+        while (self._flow.in_flight < self._settings.in_flight_max or not lane.in_flight) and lane.has_slot:
+            allowed = shard.breaker.allows(now)
+            if allowed is None:
+                break
+            probing = allowed == "probe"
+            situation = self._situation(shard, now, probing=probing)
+            reason = shard.queue.due(situation)
+            if reason is None:
+                break
+            flight = shard.queue.cut(situation, reason)
+            if probing:
+                shard.breaker.probe_cut()
+            jobs.append(self._delivery.job(shard, flight, now_ns=now, end_lsn=self._flow.end_lsn))
+            self._flow.in_flight += 1
+            lane.in_flight += 1
+        return jobs
 
-    # --- reading back ---
+    @property
+    def _is_pressed(self) -> bool:
+        """Whether memory is short."""
+        return self._watch.pressure is not Pressure.NONE
 
-    def _run_reader(self) -> None:
-        """Fill shards that are reading back, oldest first. One frame at a time, so its memory is one frame."""
-        while True:
-            with self._cond:
-                while not (cohort := self._cohort()):
-                    if self._stopping:
-                        return
-                    self._cond.wait()
-                if self._stopping:
-                    return
-                assert cohort[0].cursor is not None
-                position = cohort[0].cursor.position
-                end, end_lsn = self._end, self._end_lsn
-            wanted = frozenset(shard.lane.setup.name for shard in cohort)
-            frame = self._log.read_frame(position, wanted=wanted) if position < end else None
-            with self._cond:
-                if frame is None or frame.position >= end:
-                    self._read_back.catch_up(cohort, end, end_lsn, grown=self._end != end)
-                    fed = NOTHING_FED
-                else:
-                    fed = self._read_back.feed(
-                        cohort, frame, end=self._end, now_ns=self._clock.monotonic_ns()
-                    )
-                self._settled_count += fed.counted
-                self._cond.notify_all()
-            for lsn in fed.passed_over:
-                self._resolve_settled(lsn)
-            for name, lsn in fed.waiting:  # not under the lock: a handler may call the engine
-                _logger.warning(
-                    "lane %r has no backend: its operations wait in the log from lsn %d on", name, lsn
-                )
+    @property
+    def pressure(self) -> Pressure:
+        """How short memory is."""
+        return self._watch.pressure
 
-    def _cohort(self) -> list[Shard]:
-        """The shards to read for next. Called with the lock held."""
-        return self._read_back.cohort()
+    def _situation(self, shard: Shard, now: int, *, probing: bool = False) -> Situation:
+        return shard.situation(
+            now, draining=self._flow.draining, memory_pressed=self._is_pressed, probing=probing
+        )
 
-    def _resolve_settled(self, lsn: int) -> None:
-        promise = self._promises.pop((-1, lsn), None)
-        if promise is not None:
-            promise.resolve(None)
-
-    # --- control --------------------------------------------------------------------------------------------
-    # -------------
+    # --- control ----------------------------------------------------------------------------------------------------
 
     def pause(self, name: str, *, paused: bool) -> None:
-        """Stop or go on flushing a lane. Batches in flight are not recalled."""
+        """Stop or go on flushing a lane. Batches in flight are not recalled. Going on also mends shards that broke."""
         with self._cond:
-            self._by_name[name].paused = paused
+            lane = self._by_name[name]
+            lane.paused = paused
+            if not paused:
+                for shard in lane.shards:
+                    shard.mend()
             self._cond.notify_all()
 
-    def flush(self, names: Sequence[str], lsn: int, timeout_ns: int | None) -> None:
-        """Wait until every operation of these lanes up to `lsn` is settled. They are cut at once.
-
-        Raises ResultTimeout, ConfigError for a lane without backend that has work, or why the engine stopped.
-        """
-        deadline = None if timeout_ns is None else self._clock.monotonic_ns() + timeout_ns
+    def configure(self, name: str, settings: LaneSettings) -> None:
+        """Take over settings that were checked."""
         with self._cond:
-            lanes = [self._by_name[name] for name in names]
-            targets = {lane.index: lsn if lane.logged else lane.sequence for lane in lanes}
-            while True:
-                waiting = [
-                    shard for lane in lanes for shard in lane.shards
-                    if self._watermark(shard) < targets[lane.index] and not (not lane.logged and not len(shard.ledger))
-                ]  # fmt: skip
-                if not waiting:
-                    return
-                if self._failure is not None:
-                    raise self._failure
-                if self._stopping:
-                    raise EngineClosed("the engine was closed; what is not settled stays in the log")
-                held = next((s.lane for s in waiting if s.lane.held and len(s.ledger)), None)
-                if held is not None:
-                    raise ConfigError(
-                        f"lane {held.setup.name!r} has no backend, so it cannot be flushed: open it with one"
-                    )
-                raised = [shard for shard in waiting if shard.flush_lsn < targets[shard.lane.index]]
-                for shard in raised:
-                    shard.flush_lsn = targets[shard.lane.index]
-                if raised:  # and not whenever it is woken: two flushes would wake one another for ever
-                    self._cond.notify_all()
-                now = self._clock.monotonic_ns()
-                if deadline is not None and now >= deadline:
-                    raise ResultTimeout(
-                        f"not everything is settled after {timeout_ns or 0:,} ns; it goes on in the background"
-                    )
-                self._cond.wait(None if deadline is None else deadline - now)
-
-    def drain(self, timeout_ns: int | None) -> bool:
-        """Flush everything that has a backend, lingers cut short. Returns whether nothing is left."""
-        deadline = None if timeout_ns is None else self._clock.monotonic_ns() + timeout_ns
-        with self._cond:
-            self._draining = True
+            self._by_name[name].reconfigure(settings)
+            self._pace()
             self._cond.notify_all()
-            while True:
-                left = bool(self._inbox) or any(
-                    len(shard.queue) or shard.cursor is not None
-                    for shard in self._shards if not shard.lane.held and not shard.lane.paused
-                )  # fmt: skip
-                if not left or self._failure is not None or self._stopping or self._hurried:
-                    return not left
-                now = self._clock.monotonic_ns()
-                if deadline is not None and now >= deadline:
-                    return False
-                self._cond.wait(None if deadline is None else deadline - now)
+
+    def forget_given_up(self, lsn: int) -> None:
+        """The checkpoint covers everything up to here: nobody reads it again."""
+        with self._cond:
+            given_up = self._read_back.given_up
+            given_up -= {one for one in given_up if one <= lsn}
+
+    def _is_absorbed(self, lsn: int) -> bool:
+        """Whether everything committed up to `lsn` is in its shards, or nothing more will be. With the lock held."""
+        return lsn <= self._flow.end_lsn or not self._inbox or self._flow.stopping
 
     def fail(self, error: WalbatchError) -> None:
         """Stop delivering for ever; everybody who waits is told."""
         with self._cond:
-            self._failure = self._failure or error
-            self._stopping = True
+            self._flow.failure = self._flow.failure or error
+            self._flow.stopping = True
             self._cond.notify_all()
-        self._resolve_all(error)
-
-    def hurry(self) -> None:
-        """End a drain that is under way."""
-        with self._cond:
-            self._hurried = True
-            self._cond.notify_all()
+        self.promises.resolve_all(error)
 
     def stop(self, timeout_ns: int | None) -> bool:
         """Cut nothing more, wait for batches in flight, end the threads. Returns whether all ended in time.
@@ -566,7 +459,7 @@ class Dispatcher:
         """
         deadline = None if timeout_ns is None else self._clock.monotonic_ns() + timeout_ns
         with self._cond:
-            self._stopping = True
+            self._flow.stopping = True
             self._cond.notify_all()
 
         def joined(threads: Sequence[Thread]) -> bool:
@@ -576,84 +469,28 @@ class Dispatcher:
             )
 
         # The timer first: it is the one that starts workers, so after it their list is complete.
-        ended = joined(self._threads_running)
-        with self._work:
-            self._workers_stopping = True
-            self._work.notify_all()
-        return joined(self._workers) and ended
+        ended = joined([*self._threads_running, *self._asides])
+        return joined(self._workers.stop()) and ended
+
+    def interrupt(self) -> bool:
+        """End the calls of backends that can be ended: coroutines. Returns whether there are any."""
+        with self._cond:
+            return self._delivery.interrupt()
 
     def is_own_thread(self) -> bool:
-        """Whether the caller runs in a thread of the dispatcher: a backend, for example."""
-        return any(thread.is_current() for thread in [*self._threads_running, *self._workers])
+        """Whether the dispatcher would wait for the caller: one of its threads, or a backend, wherever that has taken its work."""
+        own = [*self._threads_running, *self._asides]
+        if any(thread.is_current() for thread in own) or self._workers.is_current():
+            return True
+        asked = (getattr(lane.setup.backend, "is_own_thread", None) for lane in self.lanes)
+        return self._delivery.calls.is_inside() or any(ask() is True for ask in asked if ask is not None)
 
     def abandon(self) -> None:
         """Tell everybody who still waits that the engine is closed."""
         with self._cond:
             self._cond.notify_all()
-        self._resolve_all(
+        self.promises.resolve_all(
             EngineClosed(
                 "the engine was closed before the operation was settled; it is in the log and will be replayed"
             )
         )
-
-    def _resolve_all(self, error: WalbatchError) -> None:
-        for reference in self._promises.valuerefs():  # a list made in one step: other threads may register
-            promise = reference()
-            if promise is not None:
-                promise.resolve(error=error)
-        self._promises.clear()
-
-    # --- looking --------------------------------------------------------------------------------------------
-    # -------------
-
-    def _watermark(self, shard: Shard) -> int:
-        """Every operation of the shard up to this LSN is settled. Called with the lock held."""
-        if shard.cursor is None and shard.lane.logged:
-            shard.ledger.advance(self._end_lsn)
-        return shard.ledger.watermark()
-
-    def settled(self) -> Settled:
-        """The settled state, consistent at one moment."""
-        with self._cond:
-            watermarks = [self._watermark(shard) for shard in self._shards if shard.lane.logged]
-            lanes = {
-                lane.setup.name: LaneMark(shards=tuple(shard.ledger.checkpoint_mark(epoch=self._epoch) for shard in lane.shards))
-                for lane in self._lanes if lane.logged
-            }  # fmt: skip
-            return Settled(
-                watermark=min(watermarks, default=self._end_lsn),
-                lanes=lanes,
-                settled_count=self._settled_count,
-            )
-
-    def settled_lsn(self) -> int:
-        """The settled watermark over all lanes."""
-        with self._cond:
-            return min((self._watermark(s) for s in self._shards if s.lane.logged), default=self._end_lsn)
-
-    def settled_count(self) -> int:
-        """Logged operations settled since this engine was opened, those that a backend's mark reported included."""
-        with self._cond:
-            return self._settled_count
-
-    def unlogged_count(self) -> int:
-        """Operations of lanes that log nothing which are left: they end with the engine."""
-        with self._cond:
-            return sum(len(shard.queue) for shard in self._shards if not shard.lane.logged)
-
-    def lane_stats(self) -> dict[str, LaneStats]:
-        """Every lane's figures."""
-        with self._cond:
-            return {
-                lane.setup.name: LaneStats(
-                    submitted=lane.submitted, applied=lane.applied, retried=lane.retried, batches=lane.batches,
-                    failed_batches=lane.failed_batches, cut_reasons=dict(lane.cut_reasons),
-                    in_memory=sum(len(shard.queue) for shard in lane.shards),
-                    in_memory_bytes=sum(shard.queue.memory_bytes for shard in lane.shards),
-                    in_flight=sum(len(shard.queue.in_flight) for shard in lane.shards),
-                    reading_back=sum(shard.cursor is not None for shard in lane.shards),
-                    settled_lsn=min(self._watermark(shard) for shard in lane.shards),
-                    paused=lane.paused, held=lane.held, last_error=lane.last_error,
-                )
-                for lane in self._lanes
-            }  # fmt: skip

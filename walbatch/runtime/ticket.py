@@ -103,6 +103,13 @@ class Promise:
         return value
 
 
+def kept_promise(threads: Threads) -> Promise:
+    """A promise that was kept before anybody asked."""
+    promise = Promise(threads)
+    promise.resolve()
+    return promise
+
+
 class Ticket:
     """One submitted operation. Safe from any thread.
 
@@ -110,16 +117,19 @@ class Ticket:
     loses nothing but the result.
     """
 
-    __slots__ = ("__weakref__", "_durable", "_settled", "durability", "lane", "lsn")
+    __slots__ = ("__weakref__", "_durable", "_obstacle", "_settled", "durability", "lane", "lsn")
 
     def __init__(
-        self, *, lane: str, lsn: int | None, durability: Durability, durable: Promise | None, settled: Promise
-    ) -> None:
+        self, *, lane: str, lsn: int | None, durability: Durability, durable: Promise | None, settled: Promise,
+        obstacle: Callable[[str], str] | None = None,
+    ) -> None:  # fmt: skip
+        """`obstacle` says what is in the way of a lane, as the end of a sentence."""
         self.lane = lane
         self.lsn = lsn
         self.durability = durability
         self._durable = durable
         self._settled = settled
+        self._obstacle = obstacle
 
     def __repr__(self) -> str:
         state = "settled" if self.done else "durable" if self.durable else "pending"
@@ -134,6 +144,11 @@ class Ticket:
     def promises(self) -> tuple[Promise | None, Promise]:
         """What to await: durable (None on a lane with durability "none") and settled."""
         return self._durable, self._settled
+
+    @property
+    def obstacle(self) -> str:
+        """What is in the way of the ticket's lane, as the end of a sentence; empty if nothing is known to be."""
+        return "" if self._obstacle is None else self._obstacle(self.lane)
 
     @property
     def done(self) -> bool:
@@ -158,11 +173,12 @@ class Ticket:
     def result(self, timeout: float | None = None) -> Any:
         """Wait until the operation is applied; returns the backend's result. Seconds; None: for ever.
 
-        Raises ResultTimeout; EngineClosed when the engine closed first (the operation is in the log and will
-        be replayed); DurabilityUnknown, StorageError or CorruptionError when the engine failed.
+        Raises OperationDead or OperationCancelled if it never will be; ResultTimeout; EngineClosed when the engine closed first
+        (the operation is in the log and will be replayed); DurabilityUnknown, StorageError or CorruptionError when
+        the engine failed.
         """
         if not self._settled.wait(timeout_to_ns(timeout)):
             raise ResultTimeout(
-                f"operation {self.lsn} of lane {self.lane!r} is not settled after {timeout} s; it goes on"
+                f"operation {self.lsn} of lane {self.lane!r} is not settled after {timeout} s; it goes on{self.obstacle}"
             )
         return self._settled.take()

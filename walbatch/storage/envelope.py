@@ -1,7 +1,8 @@
 """The values of state/ as bytes: the envelope that every value wears, and the bodies of checkpoints and lane memory.
 
 LMDB has no checksums, so every value carries its own, together with the store it belongs to: nothing that fails one of
-these checks is believed. What is not here: where values are kept, and what happens when one is damaged (`checkpoint`).
+these checks is believed. What is not here: where values are kept, what happens when one is damaged (`checkpoint`), and the
+bodies of the other tables (`letters`, `given_up`, `key_uses`, `controllers`).
 
 Envelope (the same in every version, so that a newer version and a damaged value are told apart):
 
@@ -54,7 +55,8 @@ _LANE: Final = struct.Struct("<HH")
 _RANGE_BYTES: Final = 16
 _COLUMNS: Final = 3
 
-ENVELOPE_BYTES: Final = _HEADER.size + _CRC.size
+HEADER_BYTES: Final = _HEADER.size
+ENVELOPE_BYTES: Final = HEADER_BYTES + _CRC.size
 
 
 class ForeignValueError(ValueError):
@@ -106,37 +108,37 @@ def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
         checkpoint.segment,
         checkpoint.settled_count,
     )
-    _check_numbers(numbers)
-    _check_range("lanes", len(checkpoint.lanes), 0, KINDS_MAX)
+    check_numbers(numbers)
+    check_range("lanes", len(checkpoint.lanes), 0, KINDS_MAX)
     parts = [_CHECKPOINT.pack(*numbers, len(checkpoint.lanes))]
     for name, lane in sorted(checkpoint.lanes.items()):
         parts += _encode_lane(name.encode(), lane.shards)
     body = b"".join(parts)
-    _check_range("bytes of a checkpoint", len(body), 0, CHECKPOINT_BYTES_MAX - ENVELOPE_BYTES)
+    check_range("bytes of a checkpoint", len(body), 0, CHECKPOINT_BYTES_MAX - ENVELOPE_BYTES)
     return body
 
 
 def _encode_lane(name: bytes, shards: tuple[Mark, ...]) -> list[bytes]:
-    _check_range("bytes of a lane's name", len(name), 1, KIND_BYTES_MAX)
-    _check_range("shards", len(shards), 1, SHARDS_MAX)
+    check_range("bytes of a lane's name", len(name), 1, KIND_BYTES_MAX)
+    check_range("shards", len(shards), 1, SHARDS_MAX)
     counts = [len(mark.ranges) for mark in shards]
     columns = ([mark.epoch for mark in shards], [mark.watermark for mark in shards], counts)
-    _check_numbers(chain(*columns))
+    check_numbers(chain(*columns))
     ranges = [pack_ranges(mark.ranges, mark.watermark) for mark in shards if mark.ranges]
     return [
         _LANE.pack(len(name), len(shards)),
         name,
-        *(_column(array("Q", column)) for column in columns),
+        *(pack_column(array("Q", column)) for column in columns),
         *ranges,
     ]
 
 
 def decode_checkpoint(body: bytes) -> Checkpoint:
     """The checkpoint in a body, which is trusted in nothing. Raises ValueError for what was not written by us."""
-    reader = _Reader(body)
+    reader = Reader(body)
     *numbers, lanes_count = _CHECKPOINT.unpack(reader.take(_CHECKPOINT.size))
-    _check_numbers(numbers)
-    _check_range("lanes", lanes_count, 0, KINDS_MAX)
+    check_numbers(numbers)
+    check_range("lanes", lanes_count, 0, KINDS_MAX)
     lanes: dict[str, LaneMark] = {}
     for _ in range(lanes_count):
         name, lane = _decode_lane(reader)
@@ -157,22 +159,22 @@ def decode_checkpoint(body: bytes) -> Checkpoint:
     )
 
 
-def _decode_lane(reader: _Reader) -> tuple[str, LaneMark]:
+def _decode_lane(reader: Reader) -> tuple[str, LaneMark]:
     name_bytes, shards_count = _LANE.unpack(reader.take(_LANE.size))
-    _check_range("bytes of a lane's name", name_bytes, 1, KIND_BYTES_MAX)
-    _check_range("shards", shards_count, 1, SHARDS_MAX)
+    check_range("bytes of a lane's name", name_bytes, 1, KIND_BYTES_MAX)
+    check_range("shards", shards_count, 1, SHARDS_MAX)
     name = bytes(reader.take(name_bytes)).decode()
-    epochs, watermarks, counts = (_numbers(reader.take(8 * shards_count)) for _ in range(_COLUMNS))
-    _check_numbers(chain(epochs, watermarks))
+    epochs, watermarks, counts = (unpack_column("Q", reader.take(8 * shards_count)) for _ in range(_COLUMNS))
+    check_numbers(chain(epochs, watermarks))
     shards = []
     for epoch, watermark, count in zip(epochs, watermarks, counts, strict=True):
-        _check_range("ranges of a shard", count, 0, RANGES_MAX)
+        check_range("ranges of a shard", count, 0, RANGES_MAX)
         ranges = unpack_ranges(reader.take(count * _RANGE_BYTES), watermark) if count else ()
         shards.append(Mark(epoch=epoch, watermark=watermark, ranges=ranges))
     return name, LaneMark(shards=tuple(shards))
 
 
-class _Reader:
+class Reader:
     """Takes bytes from the front, and never more than there are."""
 
     def __init__(self, data: bytes) -> None:
@@ -180,34 +182,44 @@ class _Reader:
         self.left = len(data)
 
     def take(self, size: int) -> memoryview:
+        """The next bytes. Raises ValueError where there are fewer."""
         if size > self.left:
             raise ValueError(f"it ends {size - self.left:,} bytes too early")
         start = len(self._data) - self.left
         self.left -= size
         return self._data[start : start + size]
 
+    def end(self) -> None:
+        """Nothing may be left. Raises ValueError."""
+        if self.left:
+            raise ValueError(f"{self.left:,} bytes follow its end")
 
-def _column(values: array[int]) -> bytes:
+
+def pack_column(values: array[int]) -> bytes:
+    """Numbers as little-endian bytes. May change `values`."""
     if sys.byteorder == "big":  # pragma: no cover - the format is little-endian
         values.byteswap()
     return values.tobytes()
 
 
-def _numbers(data: memoryview) -> array[int]:
-    values = array("Q")
+def unpack_column(code: str, data: memoryview | bytes) -> array[int]:
+    """The numbers of a column; `code` is that of `array`. Raises ValueError for half a number."""
+    values = array(code)
     values.frombytes(data)
     if sys.byteorder == "big":  # pragma: no cover - the format is little-endian
         values.byteswap()
     return values
 
 
-def _check_numbers(numbers: Iterable[int]) -> None:
+def check_numbers(numbers: Iterable[int]) -> None:
+    """Raise ValueError unless all lie from 0 to LSN_MAX."""
     for number in numbers:
         if not 0 <= number <= LSN_MAX:
             raise ValueError(f"it holds the number {number}, but none may be outside 0 to {LSN_MAX}")
 
 
-def _check_range(name: str, value: int, low: int, high: int) -> None:
+def check_range(name: str, value: int, low: int, high: int) -> None:
+    """Raise ValueError unless there are `low` to `high` of what `name` says."""
     if not low <= value <= high:
         raise ValueError(f"it has {value:,} {name}, but must have {low:,} to {high:,}")
 
@@ -224,8 +236,8 @@ def encode_lane(memory: LaneMemory) -> bytes:
 
 def decode_lane(key: bytes, body: bytes) -> LaneMemory:
     """The memory of the lane whose name is `key`. Nothing in it is trusted; raises ValueError for what is out of bounds."""
-    _check_range("bytes of a lane's name", len(key), 1, KIND_BYTES_MAX)
-    _check_range("bytes", len(body), 0, LANE_BYTES_MAX)
+    check_range("bytes of a lane's name", len(key), 1, KIND_BYTES_MAX)
+    check_range("bytes", len(body), 0, LANE_BYTES_MAX)
     name = key.decode()
     try:
         fields: object = json.loads(body.decode())
@@ -236,9 +248,9 @@ def decode_lane(key: bytes, body: bytes) -> LaneMemory:
     shards, url = fields["shards"], fields["url"]
     if type(shards) is not int:
         raise ValueError("its shards must be a whole number")
-    _check_range("shards", shards, 1, SHARDS_MAX)
+    check_range("shards", shards, 1, SHARDS_MAX)
     if url is not None:
         if not isinstance(url, str) or not url.isprintable():
             raise ValueError("its url must be printable text or null")
-        _check_range("bytes of a url", len(url.encode()), 1, URL_BYTES_MAX)
+        check_range("bytes of a url", len(url.encode()), 1, URL_BYTES_MAX)
     return LaneMemory(name=name, shards=shards, url=url)

@@ -49,6 +49,11 @@ class Layout:
         return f"{self.root}/wal"
 
     @property
+    def dropped(self) -> str:
+        """What compactions took for settled."""
+        return f"{self.wal}/dropped"
+
+    @property
     def state(self) -> str:
         """The LMDB environment of checkpoints."""
         return f"{self.root}/state"

@@ -1,101 +1,52 @@
-"""The log: the chain of segments. It carries out recovery's plan, appends, syncs, rolls, reads back and trims.
+"""The log: the chain of segments. It carries out recovery's plan, appends, syncs, rolls, trims and compacts.
 
-What is not here: decisions about damage (`core.recovery`), and who waits for what (`runtime.committer`).
+What is not here: decisions about damage (`core.recovery`), reading back (`reading`), what a compaction writes
+(`compaction`), and who waits for what (`runtime.committer`).
 
-The idea needed to read it: one thread appends, to a segment that this process made; all other segments never
-change again until they are trimmed. Each directory change is durable before anything relies on it.
+The idea needed to read it: one thread appends, to a segment that this process made; all other segments never change
+again, until they are trimmed or replaced as a whole. Each directory change is durable before anything relies on it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import zstandard
 
-from walbatch import limits
-from walbatch.core.frame import (
-    EMPTY_BODY,
-    FLAG_CLEAN,
-    FLAG_COPIED,
-    SECTOR,
-    Body,
-    Columns,
-    FrameError,
-    FrameHeader,
-    FrameIndex,
-    FrameType,
-    SegmentHeader,
-    check_body,
-    decode_body,
-    encode_body,
+from walbatch.core.columns import Columns, encode_body
+from walbatch.core.compaction import by_kind, measured_bytes, scaled, summed
+from walbatch.core.frame import FLAG_CLEAN, SECTOR, SEGMENT_OPTIONS, FrameType, SegmentHeader
+from walbatch.core.recovery import Plan, StoreFacts
+from walbatch.errors import StorageError
+from walbatch.ports import Clock, Entropy, FileSystem, Threads
+from walbatch.storage.compaction import (
+    Compactions,
+    DamagedSegmentError,
+    Rewritten,
+    UnreadableSegmentError,
+    discard,
+    rewrite,
 )
-from walbatch.core.recovery import Plan, StoreFacts, TornTail
-from walbatch.core.scanner import read_frame_header
-from walbatch.errors import CorruptionError, StorageError
-from walbatch.ports import Clock, Entropy, File, FileSystem, Threads
-from walbatch.storage.layout import TEMPORARY_SUFFIX, Layout, keep_copy, sync_directory, write_durably
-from walbatch.storage.segment import FirstFrame, SegmentWriter, next_wanted_offset, read_footer
-from walbatch.types import Position
+from walbatch.storage.dropped import joined, write_dropped
+from walbatch.storage.layout import TEMPORARY_SUFFIX, Layout, sync_directory, sync_failed
+from walbatch.storage.opening import (
+    closed_segments,
+    cut_predecessor,
+    first_frames,
+    kind_counts,
+    quarantine,
+    remove_temporary_files,
+    trimmed_lsn,
+)
+from walbatch.storage.reading import Extent, Frame, Reader
+from walbatch.storage.segment import ClosedSegment, SegmentWriter
+from walbatch.types import Checkpoint, Options, Position
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Frame:
-    """A frame of operations that was read back."""
-
-    position: Position
-    next_position: Position
-    header: FrameHeader
-    columns: Columns
-
-    @property
-    def lsns(self) -> range:
-        """The LSNs of its operations."""
-        return range(self.header.first_lsn, self.header.last_lsn + 1)
-
-    @property
-    def last_lsn(self) -> int:
-        """Its last LSN."""
-        return self.header.last_lsn
-
-    @property
-    def kinds(self) -> Sequence[str]:
-        """Names of kinds."""
-        return self.columns.kinds
-
-    @property
-    def kind_indexes(self) -> Sequence[int]:
-        """For each operation, the index of its kind in `kinds`."""
-        return self.columns.kind_indexes
-
-    @property
-    def priorities(self) -> Sequence[int]:
-        """Priorities, 0 to 10."""
-        return self.columns.priorities
-
-    @property
-    def keys(self) -> Sequence[bytes]:
-        """Keys."""
-        return self.columns.keys
-
-    @property
-    def payloads(self) -> Sequence[bytes]:
-        """Payloads."""
-        return self.columns.payloads
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClosedSegment:
-    """A segment that will not change: up to `end_offset` its frames count, up to `last_lsn`."""
-
-    header: SegmentHeader
-    end_offset: int
-    last_lsn: int
-    file_bytes: int
-    kinds: frozenset[str] | None
-    """Kinds that it holds operations of, where its footer was read."""
+_logger = logging.getLogger("walbatch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +63,7 @@ class Log:
 
     def __init__(
         self, fs: FileSystem, layout: Layout, clock: Clock, entropy: Entropy, threads: Threads, settings: LogSettings,
-        active: SegmentWriter, closed: dict[int, ClosedSegment],
+        *, active: SegmentWriter, closed: dict[int, ClosedSegment], dropped: Checkpoint | None,
     ) -> None:  # fmt: skip
         self._fs = fs
         self._layout = layout
@@ -125,13 +76,14 @@ class Log:
         self._syncing = False
         self._broken: str | None = None
         self._checkpointed_lsn = 0
-        # Guards _closed, _files and _indexes: the reader, the leader (rolling) and the checkpointer
-        # (trimming) meet here.
+        # Guards _active, _closed and _closed_bytes: the reader, the leader (rolling) and the checkpointer
+        # (trimming, compacting) meet here.
         self._guard = threads.condition()
         self._closed = closed
         self._closed_bytes = sum(segment.file_bytes for segment in closed.values())
-        self._reading: tuple[int, File] | None = None
-        self._indexes: dict[int, FrameIndex | None] = {}
+        self._reader = Reader(fs, layout, self._extent_at)
+        # Of the checkpointer's thread.
+        self._compactions = Compactions(dropped=dropped, level=settings.compress_level)
 
     def __repr__(self) -> str:
         return f"<Log {self._layout.root}: {len(self._closed)} closed segments, active {self._active!r}>"
@@ -148,35 +100,40 @@ class Log:
         Crash story, in order: torn bytes are copied to quarantine/ and synced (repeating finds the copy and
         writes it again); the new segment, holding the unproven frames and the skipped LSNs, is made durable
         as a whole. Until that moment a second recovery sees the same facts; after it, the new header cuts the
-        old tail off. Nothing is ever removed here but temporary files, which hold nothing acknowledged.
+        old tail off. Nothing is ever removed here but temporary files, which hold nothing acknowledged, and
+        segments that a compaction had merged into another one, whose name is durable.
         """
         assert plan.refusal is None
         assert facts.store is not None
         # An opening that was killed between its rename and its directory sync left a segment that is there now, and might not be
         # after a power cut. Nothing may build on a name before the name is durable.
         sync_directory(fs, layout.wal)
-        _remove_temporary_files(fs, layout)
+        remove_temporary_files(fs, layout)
+        for number in plan.superseded:  # their successor's name is durable: nobody will need them
+            fs.unlink(layout.segment(number))
         for torn in plan.torn:
-            _quarantine(fs, layout, torn)
-        watermark = facts.checkpoint.watermark if facts.checkpoint else _trimmed_lsn(facts)
+            quarantine(fs, layout, torn)
+        watermark = facts.checkpoint.watermark if facts.checkpoint else trimmed_lsn(facts)
         prev = plan.prev
         header = SegmentHeader(
             store=facts.store, salt=int.from_bytes(entropy.random_bytes(8), "little"), epoch=plan.epoch,
             number=plan.next_segment, first_lsn=plan.prev_last_lsn + 1, prev_number=prev.number if prev else 0,
             prev_salt=prev.salt if prev else 0, prev_last_lsn=plan.prev_last_lsn, operations_before=plan.operations_before,
-            checkpointed_lsn=watermark, created_wall_ns=clock.wall_ns(),
+            checkpointed_lsn=watermark, created_wall_ns=clock.wall_ns(), flags=prev.flags & SEGMENT_OPTIONS if prev else 0,
         )  # fmt: skip
         active = SegmentWriter.create(
             fs, layout.segment(header.number), header, segment_bytes=settings.segment_bytes, wall_ns=clock.wall_ns(),
-            first=list(_first_frames(fs, layout, plan)),
+            first=list(first_frames(fs, layout, plan)),
         )  # fmt: skip
-        closed = _closed_segments(facts, plan)
+        closed = closed_segments(facts, plan)
         try:
-            _cut_predecessor(fs, layout, closed, header.prev_number)
+            cut_predecessor(fs, layout, closed, header.prev_number)
         except BaseException:
             active.close()
             raise
-        log = cls(fs, layout, clock, entropy, threads, settings, active, closed)
+        log = cls(
+            fs, layout, clock, entropy, threads, settings, active=active, closed=closed, dropped=facts.dropped
+        )
         log._checkpointed_lsn = watermark
         return log
 
@@ -191,6 +148,11 @@ class Log:
     def last_lsn(self) -> int:
         """Last LSN that was appended."""
         return self._active.last_lsn
+
+    @property
+    def has_options(self) -> bool:
+        """Whether any operation of this store, trimmed ones included, may ever have had options. Survives reopening."""
+        return bool(self._active.header.flags & SEGMENT_OPTIONS)
 
     @property
     def checkpointed_lsn(self) -> int:
@@ -209,25 +171,33 @@ class Log:
 
     def append(
         self, *, first_lsn: int, kinds: Sequence[str], kind_indexes: Sequence[int], priorities: Sequence[int],
-        keys: Sequence[bytes], payloads: Sequence[bytes], synced_lsn: int,
+        keys: Sequence[bytes], payloads: Sequence[bytes], synced_lsn: int, options: Sequence[Options] = (),
     ) -> Position:  # fmt: skip
-        """Write one frame; returns its position. Not durable until `sync`. Repeating after an OSError is safe."""
+        """Write one frame; returns its position. Not durable until `sync`. Repeating after an OSError is safe.
+
+        The first options of a store begin a new segment, whose header says so: an older walbatch refuses it as a whole.
+        """
         self._check()
         assert first_lsn == self._active.last_lsn + 1, "LSNs are contiguous"
         body = encode_body(
-            Columns(kinds=tuple(kinds), kind_indexes=kind_indexes, priorities=priorities, keys=keys, payloads=payloads),
+            Columns(
+                kinds=tuple(kinds), kind_indexes=kind_indexes, priorities=priorities, keys=keys, payloads=payloads,
+                options=options,
+            ),
             compress_bytes_min=self._settings.compress_bytes_min, compressor=self._compressor,
         )  # fmt: skip
-        if (
+        flags = SEGMENT_OPTIONS if options else 0
+        full = (
             self._active.offset > SECTOR
             and self._active.offset + body.total_bytes > self._settings.segment_bytes
-        ):
-            self._roll()
+        )
+        if full or flags & ~self._active.header.flags:
+            self._roll(flags=flags)
         number = self._active.header.number
         self._unsynced = True
         offset = self._active.append(
             body, type=FrameType.OPERATIONS, first_lsn=first_lsn, span=body.count, synced_lsn=synced_lsn,
-            wall_ns=self._clock.wall_ns(), kind_counts=_kind_counts(kinds, kind_indexes), priority=max(priorities),
+            wall_ns=self._clock.wall_ns(), kind_counts=kind_counts(kinds, kind_indexes), priority=max(priorities),
         )  # fmt: skip
         return Position(number, offset)
 
@@ -276,9 +246,8 @@ class Log:
                 self._active.cut()
         finally:
             self._active.close()
-            with self._guard:
-                self._close_reading()
-                self._broken = self._broken or "it is closed"
+            self._reader.close()
+            self._broken = self._broken or "it is closed"
 
     def _check(self) -> None:
         if self._broken is not None:
@@ -304,7 +273,7 @@ class Log:
                 self._broken = str(failure)
             raise
 
-    def _roll(self) -> None:
+    def _roll(self, *, flags: int) -> None:
         """Seal the active segment and make the next one. Repeating after an error goes on where it stopped.
 
         Crash story: what was appended is synced, then the footer is synced, then the next segment becomes
@@ -319,7 +288,7 @@ class Log:
                 old.header, number=old.header.number + 1, first_lsn=old.last_lsn + 1, prev_number=old.header.number,
                 prev_salt=old.header.salt, prev_last_lsn=old.last_lsn,
                 operations_before=old.header.operations_before + old.operations,
-                checkpointed_lsn=self._checkpointed_lsn, created_wall_ns=self._clock.wall_ns(),
+                checkpointed_lsn=self._checkpointed_lsn, created_wall_ns=self._clock.wall_ns(), flags=old.header.flags | flags,
             )  # fmt: skip
             active = SegmentWriter.create(
                 self._fs, self._layout.segment(header.number), header, segment_bytes=self._settings.segment_bytes,
@@ -329,7 +298,7 @@ class Log:
         with self._guard:
             self._closed[old.header.number] = ClosedSegment(
                 header=old.header, end_offset=old.offset, last_lsn=old.last_lsn, file_bytes=old.file_bytes,
-                kinds=frozenset(index.kinds),
+                kinds=frozenset(index.kinds), unsettled=by_kind(index.kind_totals()),
             )  # fmt: skip
             self._closed_bytes += old.file_bytes
             self._active = active
@@ -337,123 +306,46 @@ class Log:
 
     # --- reading back ---
 
-    def read_frame(self, position: Position, *, wanted: frozenset[str] | None = None) -> Frame | None:
-        """The first frame of operations at or after `position`, skipping where footers allow.
+    def read_frame(
+        self,
+        position: Position,
+        *,
+        next_lsn: int,
+        wanted: frozenset[str] | None = None,
+        priority_min: int = 0,
+    ) -> Frame | None:
+        """The first frame of operations at or after `position`, skipping what lies below `next_lsn` and where footers allow.
 
         None where the log ends.
 
-        Raises CorruptionError for a frame that is not what was written, StorageError where it cannot be read.
+        Raises CorruptionError for a frame that is not what was written, StorageError where it cannot be read,
+        UnsupportedFormat for what a later version wrote.
         """
-        while True:
-            with self._guard:
-                active = self._active
-                number, offset = position.segment, position.offset
+        return self._reader.read_frame(position, next_lsn=next_lsn, wanted=wanted, priority_min=priority_min)
+
+    def position_of(self, lsn: int) -> Position:
+        """Where to begin to read for an LSN: the beginning of the segment that holds it, or the first one behind it."""
+        with self._guard:
+            numbers = (number for number, segment in sorted(self._closed.items()) if segment.last_lsn >= lsn)
+            return Position(next(numbers, self._active.header.number), SECTOR)
+
+    def _extent_at(self, number: int) -> Extent | None:
+        """The segment of this number, or the first one behind it."""
+        with self._guard:
+            active = self._active
+            closed = self._closed.get(number)
+            if closed is None and number != active.header.number:
+                number = min((n for n in [*self._closed, active.header.number] if n > number), default=0)
+                if not number:
+                    return None
                 closed = self._closed.get(number)
-                if number != active.header.number and closed is None:
-                    number = min((n for n in [*self._closed, active.header.number] if n > number), default=0)
-                    if not number:
-                        return None
-                    position = Position(number, SECTOR)
-                    continue
-                end = closed.end_offset if closed else active.offset
-                header = closed.header if closed else active.header
-            if closed and wanted is not None and offset < end:
-                skipped = self._skip(closed, offset, wanted)
-                if skipped is None:
-                    position = Position(number + 1, SECTOR)
-                    continue
-                offset = skipped
-            if offset >= end:
-                if closed is None:
-                    return None
-                position = Position(number + 1, SECTOR)
-                continue
-            frame = self._read_at(header, Position(number, offset))
-            if isinstance(frame, Frame):
-                return frame
-            position = Position(number, offset + frame.total_bytes) if frame else Position(number + 1, SECTOR)
-
-    def _skip(self, closed: ClosedSegment, offset: int, wanted: frozenset[str]) -> int | None:
-        """The next offset worth reading in a closed segment; None if it holds nothing more of `wanted`."""
-        if closed.kinds is None:
-            return offset
-        if closed.kinds.isdisjoint(wanted):
-            return None
-        if closed.kinds <= wanted:
-            return offset
-        number = closed.header.number
-        if number not in self._indexes:
-            with self._reading_errors(number):
-                file = self._file(number)
-                found = read_footer(file, closed.header, closed.file_bytes) if file else None
-            with self._guard:
-                if len(self._indexes) >= 2:  # noqa: PLR2004 - two readers, two places
-                    self._indexes.clear()
-                self._indexes[number] = found[1] if found else None
-        index = self._indexes.get(number)
-        return offset if index is None else next_wanted_offset(index, offset, wanted)
-
-    def _read_at(self, segment: SegmentHeader, position: Position) -> Frame | FrameHeader | None:
-        """The frame at `position`, decoded if it holds operations; None if its segment was trimmed meanwhile."""
-        path = self._layout.segment(position.segment)
-        try:
-            with self._reading_errors(position.segment):
-                file = self._file(position.segment)
-                if file is None:
-                    return None
-                header = read_frame_header(file.read, header=segment, offset=position.offset)
-                if header.type is not FrameType.OPERATIONS:
-                    return header
-                body = file.read(
-                    header.total_bytes - limits.FRAME_HEADER_BYTES,
-                    position.offset + limits.FRAME_HEADER_BYTES,
-                )
-            columns = decode_body(header, body)
-        except FrameError as error:
-            raise CorruptionError(
-                f"{path} at offset {position.offset}: {error}. These operations were acknowledged. Nothing was changed; "
-                f"keep a copy of the store, then run 'walbatch verify {self._layout.root}'",
-                path=path, offset=position.offset, expected="a valid frame",
-            ) from error  # fmt: skip
-        return Frame(
-            position=position, next_position=Position(position.segment, position.offset + header.total_bytes),
-            header=header, columns=columns,
-        )  # fmt: skip
-
-    @contextlib.contextmanager
-    def _reading_errors(self, number: int) -> Iterator[None]:
-        """An error of the file system while a segment is read back is no damage."""
-        path = self._layout.segment(number)
-        try:
-            yield
-        except OSError as error:
-            raise StorageError(
-                f"cannot read {path}: {error.strerror or error}. Nothing is lost; repair the disk and reopen", path=path,
-                errno=error.errno,
-            ) from error  # fmt: skip
-
-    def _file(self, number: int) -> File | None:
-        """A segment's open file; None if it was trimmed. The reader's thread alone opens and closes it.
-
-        One file stays open, so a trimmed segment's room is given back when the reader goes on to the next.
-        """
-        if self._reading is not None and self._reading[0] == number:
-            return self._reading[1]
-        self._close_reading()
-        try:
-            file = self._fs.open_read(self._layout.segment(number))
-        except FileNotFoundError:
-            with self._guard:
-                if number in self._closed or number == self._active.header.number:
-                    raise
-            return None
-        self._reading = (number, file)
-        return file
-
-    def _close_reading(self) -> None:
-        reading, self._reading = self._reading, None
-        if reading is not None:
-            reading[1].close()
+            if closed is not None:
+                return Extent(segment=closed, active=False)
+            growing = ClosedSegment(
+                header=active.header, end_offset=active.offset, last_lsn=active.last_lsn, file_bytes=active.offset, kinds=None,
+                unsettled=None,
+            )  # fmt: skip
+            return Extent(segment=growing, active=True)
 
     # --- trimming ---
 
@@ -466,16 +358,24 @@ class Log:
         """
         self._check()
         self._checkpointed_lsn = max(self._checkpointed_lsn, lsn)
+        # What was merged into a segment must not outlive it: nothing would tell any more that it is of no use.
+        failure = self._remove_superseded()
         with self._guard:
             oldest = sorted(self._closed)
+        successors = {
+            min((n for n in oldest if n > left), default=0) for left in self._compactions.superseded
+        }
         removed = 0
+        held_up: OSError | None = None
         for number in oldest:
             if self._closed[number].last_lsn > lsn:
+                break
+            if number in successors:
+                held_up = failure
                 break
             with self._guard:  # forgotten first: a reader that still wants it goes on behind it
                 segment = self._closed.pop(number)
                 self._closed_bytes -= segment.file_bytes
-                self._indexes.pop(number, None)
             try:
                 self._fs.unlink(self._layout.segment(number))
             except BaseException:
@@ -487,7 +387,142 @@ class Log:
         if removed:
             with self._breaking():
                 sync_directory(self._fs, self._layout.wal)
+        if held_up is not None:
+            raise held_up
         return removed
+
+    # --- compacting ---
+
+    def compact(self, covered: Checkpoint) -> bool:
+        """Rewrite one run of closed segments without what `covered` calls settled; see `ports.Log.compact`.
+
+        Both generations of the checkpoint cover it, so no recovery, not even one that has lost the newest of them, expects
+        what is dropped. Raises StorageError for a failed sync, which ends the log; whatever else fails is tried again later.
+        """
+        self._check()
+        with self._guard:
+            closed = [self._closed[number] for number in sorted(self._closed)]
+        self._remove_superseded()
+        chosen = self._compactions.choose(closed, covered, segment_bytes=self._settings.segment_bytes)
+        if chosen is None:
+            return not self._compactions.is_exhausted
+        run = closed[chosen.start : chosen.end]
+        path = self._layout.segment(run[-1].header.number)
+        goes_on = False
+        rewritten: Rewritten | None = None
+        try:
+            self._note_dropped(covered)
+            with self._breaking():
+                rewritten = rewrite(
+                    self._fs, self._layout, run, covered, path=path + TEMPORARY_SUFFIX, bytes_max=chosen.bytes_max,
+                    wall_ns=self._clock.wall_ns(), compress_bytes_min=self._settings.compress_bytes_min,
+                    compressor=self._compactions.compressor,
+                )  # fmt: skip
+            if not rewritten.written:
+                self._measured(run, rewritten, chosen.bytes_max)
+                goes_on = True
+        except UnreadableSegmentError as error:
+            self._compactions.unreadable(error, covered)
+            goes_on = True
+        except (OSError, ValueError) as error:
+            self._compactions.failed(error)
+        except DamagedSegmentError as error:
+            self._leave_alone(error)
+            goes_on = True
+        if rewritten is None or not rewritten.written or not self._replace(run, rewritten):
+            with contextlib.suppress(OSError):
+                discard(self._fs, path + TEMPORARY_SUFFIX)
+            return goes_on
+        self._compactions.succeeded()
+        self._remove_superseded()
+        return True
+
+    def _note_dropped(self, covered: Checkpoint) -> None:
+        """Make durable, in the log itself, under which marks operations are dropped from now on. See `dropped`."""
+        if self._compactions.noted is covered:
+            return
+        union = joined(self._compactions.dropped, covered)
+        with self._breaking():
+            write_dropped(self._fs, self._layout, self._active.header.store, union)
+        self._compactions.dropped, self._compactions.noted = union, covered
+
+    def _replace(self, run: Sequence[ClosedSegment], rewritten: Rewritten) -> bool:
+        """Give the new segment its name; returns whether it has it.
+
+        Crash story: the new file was synced as a whole. Before the rename is durable the run stands as it was; after it, the
+        new segment has the place of all of it, and its header says so of those that are not removed yet. Either is right.
+        Only when it is durable, the others are removed: an unlink may reach the disk before a rename that came first.
+
+        The guard is held over the rename, so that no reader takes the one file for the other.
+        """
+        last = run[-1].header.number
+        path = self._layout.segment(last)
+        unsettled = summed(rewritten.unsettled)
+        segment = ClosedSegment(
+            header=rewritten.header, end_offset=rewritten.end_offset, last_lsn=run[-1].last_lsn, file_bytes=rewritten.file_bytes,
+            kinds=frozenset(kind for kind, _ in unsettled),
+            unsettled=scaled(unsettled, rewritten.end_offset - SECTOR, measured_bytes(unsettled)),
+        )  # fmt: skip
+        with self._guard:
+            try:
+                self._fs.rename(path + TEMPORARY_SUFFIX, path)
+            except OSError as error:
+                if self._is_there(path + TEMPORARY_SUFFIX):
+                    self._compactions.failed(error)
+                    return False
+            for old in run:
+                del self._closed[old.header.number]
+                self._compactions.superseded[old.header.number] = old.file_bytes
+            del self._compactions.superseded[last]
+            self._closed_bytes += rewritten.file_bytes - run[-1].file_bytes
+            self._closed[last] = segment
+        with self._breaking():
+            sync_directory(self._fs, self._layout.wal)
+        return True
+
+    def _is_there(self, path: str) -> bool:
+        """Whether a temporary file has kept its name although its rename failed. If nobody can tell, the log ends."""
+        with self._breaking():
+            try:
+                return self._fs.exists(path)
+            except OSError as error:
+                raise sync_failed(path, error) from error
+
+    def _remove_superseded(self) -> OSError | None:
+        """Remove what was merged into a segment whose name is durable. What cannot be removed is left for later, and told."""
+        superseded = self._compactions.superseded
+        failure: OSError | None = None
+        removed = False
+        for number in list(superseded):
+            try:
+                self._fs.unlink(self._layout.segment(number))
+            except OSError as error:
+                failure = error
+                self._compactions.not_removed(number, error)
+                continue
+            removed = True
+            with self._guard:
+                self._closed_bytes -= superseded.pop(number)
+        if removed:
+            with self._breaking():
+                sync_directory(self._fs, self._layout.wal)
+        return failure
+
+    def _measured(self, run: Sequence[ClosedSegment], rewritten: Rewritten, bytes_max: int) -> None:
+        """Remember what was found, and that it was too much, so that it is not tried again before more is settled."""
+        found = sum(map(measured_bytes, rewritten.unsettled))
+        too_much = max(found, bytes_max + 1)
+        with self._guard:
+            for segment, unsettled in zip(run, rewritten.unsettled, strict=True):
+                self._closed[segment.header.number] = replace(
+                    segment, unsettled=scaled(unsettled, too_much, found)
+                )
+
+    def _leave_alone(self, error: DamagedSegmentError) -> None:
+        """A segment that does not read as it should is not rewritten."""
+        _logger.warning("segment %d is not compacted, since it cannot be read: %s", error.number, error)
+        with self._guard:
+            self._closed[error.number] = replace(self._closed[error.number], damaged=True)
 
 
 def _failure_under(error: BaseException, ambient: BaseException | None) -> BaseException | None:
@@ -498,130 +533,3 @@ def _failure_under(error: BaseException, ambient: BaseException | None) -> BaseE
             return cause
         cause = cause.__context__
     return None
-
-
-def _kind_counts(kinds: Sequence[str], kind_indexes: Sequence[int]) -> dict[str, int]:
-    """Operations by kind."""
-    if len(kinds) == 1:
-        return {kinds[0]: len(kind_indexes)}
-    indexes = list(kind_indexes)
-    return {kind: indexes.count(index) for index, kind in enumerate(kinds)}
-
-
-def _trimmed_lsn(facts: StoreFacts) -> int:
-    """Without a checkpoint: what was trimmed, hence settled. The log itself has to go on telling it.
-
-    The next checkpoint will begin below what is missing, and would make it look lost.
-    """
-    first = facts.segments[0].header if facts.segments else None
-    return first.prev_last_lsn if first is not None else 0
-
-
-def _remove_temporary_files(fs: FileSystem, layout: Layout) -> None:
-    """Remove what an interrupted creation left. No temporary file ever holds the only copy of anything."""
-    for name in fs.list_directory(layout.wal):
-        if name.endswith(TEMPORARY_SUFFIX):
-            fs.unlink(f"{layout.wal}/{name}")
-
-
-def _quarantine(fs: FileSystem, layout: Layout, torn: TornTail) -> None:
-    """Copy a torn tail out of its segment, with a note of where it came from. The segment itself stays as it is."""
-    fs.make_directory(layout.quarantine)
-    size = torn.end - torn.offset
-    name = keep_copy(
-        fs,
-        layout.segment(torn.segment),
-        f"{layout.quarantine}/{torn.segment:019d}-{torn.offset}",
-        torn.offset,
-        size,
-    )
-    note = f"segment {torn.segment}, offset {torn.offset}, {size} bytes: torn tail, never acknowledged ({torn.reason})\n"
-    write_durably(fs, f"{name}.note", note.encode())
-
-
-def _cut_predecessor(fs: FileSystem, layout: Layout, closed: dict[int, ClosedSegment], number: int) -> None:
-    """Give back the preallocated room of the segment that a crash left behind.
-
-    Crash story: the new segment's header, which cuts the old one off at this very place, is durable. What stood behind it was
-    copied to the new segment or to quarantine/. Whether the cut itself survives does not matter.
-    """
-    old = closed.get(number)
-    if old is not None and old.file_bytes > old.end_offset:
-        fs.truncate(layout.segment(number), old.end_offset)
-        closed[number] = replace(old, file_bytes=old.end_offset)
-
-
-def _first_frames(fs: FileSystem, layout: Layout, plan: Plan) -> Iterator[FirstFrame]:
-    """What the new segment starts with: unproven frames, the skipped LSNs, and the proof that they are durable.
-
-    The stamp is honest although it is written with the rest: nobody sees the segment before all of it is synced.
-    """
-    next_lsn = plan.prev_last_lsn + 1
-    if plan.copied:
-        assert plan.prev is not None
-        file = fs.open_read(layout.segment(plan.prev.number))
-        try:
-            for frame in plan.copied:
-                size = frame.header.total_bytes - limits.FRAME_HEADER_BYTES
-                yield _copied_frame(
-                    frame.header, file.read(size, frame.offset + limits.FRAME_HEADER_BYTES), plan
-                )
-                next_lsn = frame.header.last_lsn + 1
-        finally:
-            file.close()
-    if plan.next_lsn > next_lsn:
-        yield FirstFrame(
-            body=EMPTY_BODY, type=FrameType.VOID, first_lsn=next_lsn, span=plan.next_lsn - next_lsn, synced_lsn=plan.prev_last_lsn,
-            flags=0, kind_counts={}, priority=0,
-        )  # fmt: skip
-    if plan.next_lsn > plan.prev_last_lsn + 1:
-        yield FirstFrame(
-            body=EMPTY_BODY, type=FrameType.STAMP, first_lsn=plan.next_lsn, span=0,
-            synced_lsn=plan.next_lsn - 1, flags=0, kind_counts={}, priority=0,
-        )  # fmt: skip
-
-
-def _copied_frame(header: FrameHeader, padded: bytes, plan: Plan) -> FirstFrame:
-    """An unproven frame for its new place: the same body under a new header.
-
-    Checked again, since it was read again.
-    """
-    try:
-        check_body(header, padded)
-        columns = decode_body(header, padded) if header.type is FrameType.OPERATIONS else None
-    except FrameError as error:
-        raise StorageError(
-            f"the unproven tail reads differently the second time ({error}): check the disk"
-        ) from error
-    body = Body(
-        codec=header.codec, count=header.count, stored_bytes=header.stored_bytes, raw_bytes=header.raw_bytes,
-        padded=padded, crc=header.body_crc,
-    )  # fmt: skip
-    return FirstFrame(
-        body=body, type=header.type, first_lsn=header.first_lsn, span=header.span, synced_lsn=plan.prev_last_lsn,
-        flags=header.flags | FLAG_COPIED, kind_counts=_kind_counts(columns.kinds, columns.kind_indexes) if columns else {},
-        priority=max(columns.priorities) if columns else 0,
-    )  # fmt: skip
-
-
-def _closed_segments(facts: StoreFacts, plan: Plan) -> dict[int, ClosedSegment]:
-    """The segments of earlier incarnations, each up to where the next one cuts it off.
-
-    A segment whose header cannot be read is there only if it is settled; it is taken for its place in the
-    order, to be trimmed.
-    """
-    closed: dict[int, ClosedSegment] = {}
-    for index, segment in enumerate(facts.segments):
-        following = facts.segments[index + 1].header if index + 1 < len(facts.segments) else None
-        last = index + 1 == len(facts.segments)
-        last_lsn = plan.prev_last_lsn if last else following.prev_last_lsn if following else segment.last_lsn
-        end = plan.copied[0].offset if last and plan.copied else segment.end_offset
-        header = segment.header or SegmentHeader(
-            store=facts.store or b"", salt=0, epoch=0, number=segment.number, first_lsn=1, prev_number=0, prev_salt=0,
-            prev_last_lsn=0, operations_before=0, checkpointed_lsn=0, created_wall_ns=0,
-        )  # fmt: skip
-        closed[segment.number] = ClosedSegment(
-            header=header, end_offset=end, last_lsn=last_lsn, file_bytes=segment.file_bytes,
-            kinds=frozenset(segment.footer.kinds) if segment.footer else None,
-        )  # fmt: skip
-    return closed

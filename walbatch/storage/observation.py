@@ -4,6 +4,7 @@ What is not here: the survey itself (`survey`), and a look whose caller holds th
 
 The idea needed to read it: the engine writes in one order, and the observer reads so that this order helps.
 
+- What was given up is read first: it is forgotten only after a checkpoint that covers it.
 - The checkpoint is read *before* the segments, so all that it calls durable can be seen in them; and again *after*
   them, so whatever was trimmed meanwhile is settled by what the second one says.
 - The engine writes one frame after the other. So where something stands behind damage, the damaged bytes were
@@ -15,9 +16,9 @@ What still looks like damage after that is looked at again, and believed when it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 from walbatch import limits
 from walbatch.core.frame import FrameError, SegmentHeader, check_body
@@ -25,6 +26,7 @@ from walbatch.core.recovery import Case, SegmentFacts, StoreFacts, make_plan
 from walbatch.core.scanner import Visit, read_frame_header
 from walbatch.errors import StorageError
 from walbatch.storage.checkpoint import LmdbState
+from walbatch.storage.dropped import read_dropped, with_dropped
 from walbatch.storage.filesystem import RealFile, RealFileSystem
 from walbatch.storage.holder import Holder, holder_of
 from walbatch.storage.layout import Layout, read_identity
@@ -45,12 +47,36 @@ Watch = Callable[[int, SegmentHeader], Visit | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """What of the operations in a log is settled."""
+
+    checkpoint: Checkpoint | None = None
+    """What the checkpoint says of that."""
+    passed_over: Checkpoint | None = None
+    """The same with the marks under which compactions dropped operations: what the next opening passes over."""
+    given_up: frozenset[int] = frozenset()
+    """LSNs that it passes over besides: dead or cancelled."""
+
+
+NOTHING_SETTLED: Final = Settled()
+
+Begin = Callable[[Settled], Watch | None]
+"""begin(settled) is called at the beginning of a look, and returns what watches it, or None."""
+
+_Found = TypeVar("_Found")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What was seen. `live`: an engine has the store open (or had, during the look)."""
+    """What was seen."""
 
     facts: StoreFacts
     lanes: Mapping[str, LaneMemory]
+    settled: Settled
+    findings: tuple[str, ...]
+    """What could not be read of what was given up, one sentence each."""
     live: bool
+    """An engine has the store open (or had, during the look)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +85,9 @@ class _State:
 
     checkpoint: Checkpoint | None
     lanes: Mapping[str, LaneMemory]
-    findings: tuple[str, ...]
+    findings: tuple[str, ...] = ()
+    given_up: frozenset[int] = frozenset()
+    given_up_findings: tuple[str, ...] = ()
 
 
 def observe(
@@ -69,12 +97,12 @@ def observe(
     full: bool = False,
     locked: bool = False,
     progress: Progress | None = None,
-    watch: Callable[[Checkpoint | None], Watch | None] = lambda _: None,
+    begin: Begin = lambda _settled: None,
 ) -> Observation:
     """Look at a store; nothing of it is changed, and an engine that has it open (or opens it now) does not notice.
 
-    `locked`: the caller holds the store's lock, so nothing moves. `watch(checkpoint)` is called at the beginning of
-    each look, of which the last one counts. Where an engine is alive, LMDB notes the reader in its own lock file.
+    `locked`: the caller holds the store's lock, so nothing moves. `begin` is called at the beginning of each look, of
+    which the last one counts. Where an engine is alive, LMDB notes the reader in its own lock file.
 
     Raises UnsupportedFormat for a newer state, StorageError for a store that changes faster than it is read; OSError.
     """
@@ -82,7 +110,7 @@ def observe(
     for attempt in range(LOOKS_MAX):
         last = attempt + 1 == LOOKS_MAX
         try:
-            found = _look(fs, layout, full=full, locked=locked, progress=progress, watch=watch)
+            found = _look(fs, layout, full=full, locked=locked, progress=progress, begin=begin)
         except FileNotFoundError as error:
             if locked:
                 raise
@@ -102,22 +130,28 @@ def observe(
 
 def _look(
     fs: RealFileSystem, layout: Layout, *, full: bool, locked: bool, progress: Progress | None,
-    watch: Callable[[Checkpoint | None], Watch | None],
+    begin: Begin,
 ) -> Observation:  # fmt: skip
     identity, uuid = read_identity(fs, layout)
-    before = _read_quietly(layout, uuid, locked=locked)
+    before = _read_quietly(layout, uuid, _load_with_given_up, locked=locked)
+    dropped, _ = read_dropped(fs, layout, uuid)  # the survey tells what is wrong with it
+    settled = Settled(
+        checkpoint=before.checkpoint, passed_over=with_dropped(before.checkpoint, dropped), given_up=before.given_up
+    )  # fmt: skip
     with _Pinned(PINNED_MAX) as pinned:
         facts = survey(
             pinned, layout, identity=identity, store=uuid, checkpoint=before.checkpoint, state_findings=before.findings,
-            full=full, progress=progress, visit=watch(before.checkpoint),
+            full=full, progress=progress, visit=begin(settled),
         )  # fmt: skip
         live = False
         if not locked:
             facts = _without_motion(pinned, layout, facts)
-            after = _read_quietly(layout, uuid, locked=False)
+            after = _read_quietly(layout, uuid, _load, locked=False)
             facts = replace(facts, checkpoint=_both(before.checkpoint, after.checkpoint, facts))
             live = holder_of(layout.lock) is Holder.SOMEBODY
-    return Observation(facts=facts, lanes=before.lanes, live=live)
+    return Observation(
+        facts=facts, lanes=before.lanes, settled=settled, findings=before.given_up_findings, live=live
+    )  # fmt: skip
 
 
 # --- state/ ----------------------------------------------------------------------------------------------------------
@@ -125,38 +159,63 @@ def _look(
 
 def read_state(layout: Layout, uuid: bytes | None) -> tuple[Checkpoint | None, Mapping[str, LaneMemory]]:
     """The checkpoint and the lanes' memory, read beside an engine that may be alive. Raises UnsupportedFormat."""
-    state = _read_quietly(layout, uuid, locked=False)
+    state = _read_quietly(layout, uuid, _load, locked=False)
     return state.checkpoint, state.lanes
 
 
-def _read_quietly(layout: Layout, uuid: bytes | None, *, locked: bool) -> _State:
-    """What state/ says.
+def read_beside(
+    layout: Layout, uuid: bytes, read: Callable[[LmdbState], tuple[_Found, Sequence[str]]], *, locked: bool = False
+) -> tuple[_Found, tuple[str, ...]]:  # fmt: skip
+    """What `read` finds in state/, and what it found wrong. Raises UnsupportedFormat.
 
     Where nobody has the store open, LMDB's lock file is left alone. An engine that opens it during the reading shows
     afterwards, and then it is read again.
     """
     shared = not locked and holder_of(layout.lock) is not Holder.NOBODY
-    found = _read_state(layout, uuid, shared=shared)
+    found = _read(layout, uuid, read, shared=shared)
     if locked or shared or holder_of(layout.lock) is Holder.NOBODY:
         return found
-    return _read_state(layout, uuid, shared=True)
+    return _read(layout, uuid, read, shared=True)
 
 
-def _read_state(layout: Layout, uuid: bytes | None, *, shared: bool) -> _State:
-    found = _State(checkpoint=None, lanes={}, findings=())
-    if uuid is None:
-        return found
-    for _ in range(STATE_LOOKS_MAX if shared else 1):
+def _read(
+    layout: Layout, uuid: bytes, read: Callable[[LmdbState], tuple[_Found, Sequence[str]]], *, shared: bool
+) -> tuple[_Found, tuple[str, ...]]:  # fmt: skip
+    left = STATE_LOOKS_MAX if shared else 1
+    while True:
+        left -= 1
         state = LmdbState.open(layout.state, uuid, readonly=True, shared=shared)
         try:
-            checkpoint, findings = state.load_checkpoint()
-            lanes, lane_findings = state.load_lanes()
+            found, findings = read(state)
         finally:
             state.close()
-        found = _State(checkpoint=checkpoint, lanes=lanes, findings=(*findings, *lane_findings))
-        if not found.findings:
-            break
-    return found
+        if not findings or not left:
+            return found, tuple(findings)
+
+
+def _read_quietly(
+    layout: Layout, uuid: bytes | None, load: Callable[[LmdbState], tuple[_State, Sequence[str]]], *, locked: bool
+) -> _State:  # fmt: skip
+    """What `load` tells of state/."""
+    if uuid is None:
+        return _State(checkpoint=None, lanes={})
+    return read_beside(layout, uuid, load, locked=locked)[0]
+
+
+def _load(state: LmdbState) -> tuple[_State, Sequence[str]]:
+    """The checkpoint and the lanes."""
+    checkpoint, findings = state.load_checkpoint()
+    lanes, lane_findings = state.load_lanes()
+    found = _State(checkpoint=checkpoint, lanes=lanes, findings=(*findings, *lane_findings))
+    return found, found.findings
+
+
+def _load_with_given_up(state: LmdbState) -> tuple[_State, Sequence[str]]:
+    """What was given up, then the checkpoint and the lanes. A finding of both is one of the latter."""
+    given_up, own = state.load_given_up()
+    found, findings = _load(state)
+    own = [finding for finding in own if finding not in findings]
+    return replace(found, given_up=given_up, given_up_findings=tuple(own)), [*findings, *own]
 
 
 def _both(before: Checkpoint | None, after: Checkpoint | None, facts: StoreFacts) -> Checkpoint | None:

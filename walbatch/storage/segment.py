@@ -15,6 +15,7 @@ from array import array
 from dataclasses import dataclass
 
 from walbatch import limits
+from walbatch.core.compaction import Unsettled
 from walbatch.core.frame import (
     EMPTY_BODY,
     SECTOR,
@@ -50,6 +51,25 @@ class FirstFrame:
     flags: int
     kind_counts: dict[str, int]
     priority: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ClosedSegment:
+    """A segment that nobody appends to: up to `end_offset` its frames count, up to `last_lsn`.
+
+    A compaction puts another one in its place, with another header. So its header is what tells one from the other.
+    """
+
+    header: SegmentHeader
+    end_offset: int
+    last_lsn: int
+    file_bytes: int
+    kinds: frozenset[str] | None
+    """Kinds that it holds operations of, where that is known."""
+    unsettled: Unsettled | None
+    """Operations that were not settled when it was written, or looked at last; None: nobody knows."""
+    damaged: bool = False
+    """A compaction could not read it, and leaves it alone. Who needs what is in it will say so."""
 
 
 class SegmentWriter:
@@ -270,11 +290,18 @@ def read_footer(file: File, header: SegmentHeader, file_bytes: int) -> tuple[int
         return None
 
 
-def next_wanted_offset(index: FrameIndex, offset: int, wanted: frozenset[str]) -> int | None:
-    """The first frame at or after `offset` that holds an operation of a kind in `wanted`; None if there is none."""
+def next_wanted_offset(
+    index: FrameIndex, offset: int, wanted: frozenset[str], *, priority_min: int = 0
+) -> int | None:
+    """The first frame at or after `offset` that holds an operation of a kind in `wanted`; None if there is none.
+
+    With `priority_min`, one whose highest priority is at least that.
+    """
     columns = [column for column, kind in enumerate(index.kinds) if kind in wanted]
     width = len(index.kinds)
     for frame in range(bisect.bisect_left(index.offsets, offset), len(index.offsets)):
-        if any(index.counts[frame * width + column] for column in columns):
+        if index.priorities[frame] >= priority_min and any(
+            index.counts[frame * width + column] for column in columns
+        ):
             return index.offsets[frame]
     return None

@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from walbatch.core.recovery import IdentityState, Plan, Severity, StoreFacts, make_plan
 from walbatch.errors import (
@@ -214,6 +215,20 @@ def raise_refusal(plan: Plan, layout: Layout) -> None:
         raise error
 
 
+_IDENTITY_ADVICE: Final = (
+    "restore identity from any copy of this store, since it never changes; if this directory never was a store, open "
+    "another one"
+)
+STORE_ADVICE: Final[Mapping[str, str]] = {
+    "S1": _IDENTITY_ADVICE,
+    "S2": _IDENTITY_ADVICE,
+    "S4": "restore wal/ from where it went (a mount that is missing, say); if it is gone, what was pending is lost: start a new "
+    "store under another path",
+    "S8": "take what it holds from a copy with 'walbatch dump', and start a new store under another path",
+}
+"""What to do where the store as a whole is refused; in more words in docs/recovery.md."""
+
+
 def refusal_error(plan: Plan, layout: Layout) -> WalbatchError | None:
     """The error for a plan's refusal."""
     case = plan.refusal
@@ -224,6 +239,12 @@ def refusal_error(plan: Plan, layout: Layout) -> WalbatchError | None:
         return UnsupportedFormat(
             f"{path}: {case.message} ({case.label}). Upgrade walbatch; nothing was changed"
         )
+    if case.segment is None:  # a salvage has nothing to work with either
+        advice = STORE_ADVICE[case.label]
+        return CorruptionError(
+            f"{path}: {case.message} ({case.label}). Nothing was changed; keep a copy of the store; {advice}",
+            path=path, expected=case.message,
+        )  # fmt: skip
     lsns = f", operations {case.first_lsn} to {case.last_lsn}" if case.first_lsn is not None else ""
     return CorruptionError(
         f"{path} at offset {case.offset}{lsns}: {case.message} ({case.label}). Nothing was changed; keep a copy of the store, look "

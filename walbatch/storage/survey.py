@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from walbatch.core.frame import HeaderState, SegmentHeader
-from walbatch.core.recovery import IdentityState, SegmentFacts, StoreFacts
+from walbatch.core.recovery import IdentityState, SegmentFacts, StoreFacts, superseded_numbers
 from walbatch.core.scanner import Visit, scan_segment
 from walbatch.ports import File, FileSystem
+from walbatch.storage.dropped import read_dropped
 from walbatch.storage.layout import Layout, segment_number
 from walbatch.storage.segment import read_footer, read_header
 from walbatch.types import Checkpoint
@@ -48,6 +49,8 @@ def survey(
     Memory is bounded by one frame and the footers. Errors: OSError.
     """
     watermark = checkpoint.watermark if checkpoint else 0
+    # Before the segments: beside a live engine, what it calls durable must be there to be read.
+    dropped, findings = read_dropped(fs, layout, store)
     numbers = segment_numbers(fs, layout)
     files: list[File] = []
     try:
@@ -58,6 +61,13 @@ def survey(
                 heads.append((*read_header(file), file.size()))
             finally:
                 file.close()
+        superseded = superseded_numbers(
+            [(number, state, header) for number, (state, header, _) in zip(numbers, heads, strict=True)],
+            store,
+        )
+        if superseded:
+            left = [row for row in zip(numbers, heads, strict=True) if row[0] not in superseded]
+            numbers, heads = [number for number, _ in left], [head for _, head in left]
         total = sum(size for _, _, size in heads)
         done = 0
         segments: list[SegmentFacts] = []
@@ -100,5 +110,7 @@ def survey(
         store=store,
         segments=tuple(segments),
         checkpoint=checkpoint,
-        state_findings=state_findings,
+        state_findings=(*state_findings, *findings),
+        superseded=tuple(sorted(superseded)),
+        dropped=dropped,
     )

@@ -17,14 +17,23 @@ from greenlet import getcurrent
 from walbatch.backends.lmdb import LmdbBackend
 from walbatch.config import Lane, Settings
 from walbatch.engine import Engine, Environment
+from walbatch.testing.simulation.looks import STORE
 from walbatch.testing.simulation.machine import Process
-from walbatch.testing.simulation.workload import STORE
+
+
+class AmpleMemory:
+    """Memory that never runs short: what the real one says would differ from run to run."""
+
+    def look(self) -> tuple[int, int]:
+        """Says nothing."""
+        return 0, 0
 
 
 def environment_of(process: Process) -> Environment:
     """The ports of a simulated process, for `Engine.open(..., environment=...)`."""
     return Environment(
-        fs=process.fs, clock=process.clock, threads=process.threads, entropy=process.entropy, open_state=process.open_state
+        fs=process.fs, clock=process.clock, threads=process.threads, entropy=process.entropy, memory=AmpleMemory(),
+        open_state=process.open_state,
     )  # fmt: skip
 
 

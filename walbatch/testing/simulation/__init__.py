@@ -11,11 +11,12 @@ from walbatch.testing.simulation.explore import Explorer, Failure, Plan, Report,
 from walbatch.testing.simulation.faults import Fault, FaultPlan
 from walbatch.testing.simulation.filesystem import Room, SimulatedFileSystem
 from walbatch.testing.simulation.images import Cut, Image, crash_images
+from walbatch.testing.simulation.laneplan import LanePlan
 from walbatch.testing.simulation.machine import Machine, Process
 from walbatch.testing.simulation.oracle import Oracle
 from walbatch.testing.simulation.scheduler import Deadlock, Livelock, ProcessKilled, Scheduler
 from walbatch.testing.simulation.state import SimulatedState, StateDisk
-from walbatch.testing.simulation.workload import LanePlan, Session, Workload
+from walbatch.testing.simulation.workload import Session, Workload
 
 __all__ = [
     "BackendDisk",

@@ -24,6 +24,7 @@ class ManualClock:
     def __init__(self, *, start_ns: int = START_NS, wall_ns: int = WALL_START_NS) -> None:
         self.now_ns = start_ns
         self.wall_offset_ns = wall_ns - start_ns
+        self._lowest_offset_ns = self._highest_offset_ns = self.wall_offset_ns
 
     def __repr__(self) -> str:
         return f"<ManualClock at {self.now_ns / 1e9:.6f} s>"
@@ -45,6 +46,13 @@ class ManualClock:
     def jump_wall(self, by_ns: int) -> None:
         """Set the wall clock forward or back; monotonic time does not notice."""
         self.wall_offset_ns += by_ns
+        self._lowest_offset_ns = min(self._lowest_offset_ns, self.wall_offset_ns)
+        self._highest_offset_ns = max(self._highest_offset_ns, self.wall_offset_ns)
+
+    @property
+    def wall_span_ns(self) -> tuple[int, int]:
+        """The earliest and the latest wall time that it may be for somebody who has not noticed every jump so far."""
+        return self.now_ns + self._lowest_offset_ns, self.now_ns + self._highest_offset_ns
 
 
 class SeededEntropy:

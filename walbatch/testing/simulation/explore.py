@@ -23,12 +23,13 @@ from dataclasses import dataclass, field, replace
 
 from walbatch.testing.simulation.faults import Fault, FaultPlan
 from walbatch.testing.simulation.filesystem import SimulatedFileSystem
-from walbatch.testing.simulation.history import AppliedTo, Ended, Event, Opened, Submitted
+from walbatch.testing.simulation.history import AppliedTo, Ended, Event, Letters, Opened, Submitted
 from walbatch.testing.simulation.images import Cut
 from walbatch.testing.simulation.machine import Machine, Process
 from walbatch.testing.simulation.scheduler import ProcessKilled
 from walbatch.testing.simulation.schedules import RandomSchedule, Schedule
-from walbatch.testing.simulation.workload import OpenEngine, Session, Workload, verify_by_use
+from walbatch.testing.simulation.verify import verify_by_use
+from walbatch.testing.simulation.workload import OpenEngine, Session, Workload
 
 WrapFs = Callable[[SimulatedFileSystem], SimulatedFileSystem]
 ScheduleOf = Callable[[object], Schedule]
@@ -358,7 +359,7 @@ class Explorer:
 
 def _outcome(events: Sequence[Event]) -> object:
     """What a life found and did, in whatever order: bytes that are torn take more or fewer steps, hence another schedule."""
-    return Counter(repr(event) for event in events if isinstance(event, (Opened, AppliedTo)))
+    return Counter(repr(event) for event in events if isinstance(event, (Opened, AppliedTo, Letters)))
 
 
 def word(name: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from walbatch.testing.simulation.images import Cut
-from walbatch.types import Checkpoint
+from walbatch.types import Checkpoint, DeadLetter, OperationStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +77,12 @@ class Submitted:
     """How long after its acknowledgement a power cut may still lose it; None: for ever."""
     syncs: int | None = None
     """Syncs of files that had succeeded in this incarnation, before the first that failed; None: nobody counted."""
+    not_before_ns: int = 0
+    """Wall time before which no backend may see it; 0: none."""
+    deadline_ns: int = 0
+    """Wall time after which no backend may see it; 0: none."""
+    idempotency_key: bytes = b""
+    """Whoever has the same one in the same lane is the first of them; empty: none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +97,17 @@ class Acknowledged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """A backend was called with operations. The wall clock said something between these two times, jumps included."""
+
+    lane: str
+    operations: tuple[tuple[int | None, bytes], ...]
+    """LSN and payload of each."""
+    earliest_wall_ns: int
+    latest_wall_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AppliedTo:
     """A backend made an operation durable."""
 
@@ -99,6 +116,17 @@ class AppliedTo:
     lsn: int | None
     key: bytes
     payload: bytes
+    identity: int | None = None
+    """What names the operation for ever; None: nobody looked, or it has no LSN."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blamed:
+    """A backend said that an operation failed by its own fault, or failed in a way that may have been its fault."""
+
+    payload: bytes
+    applied: tuple[int, ...] = ()
+    """LSNs of those that it applied in the same call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +144,81 @@ class Checkpointed:
     checkpoint: Checkpoint
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Buried:
+    """Dead letters became durable, or were found durable by an opening."""
+
+    letters: tuple[DeadLetter, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unburied:
+    """Dead letters were removed, durably."""
+
+    lsns: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Letters:
+    """The engine was asked for its dead letters, and this was all of them."""
+
+    letters: tuple[DeadLetter, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequeueAsked:
+    """Somebody wants a dead letter to be submitted again: from now on it may be there, or its operation, or both."""
+
+    lsn: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DropAsked:
+    """Somebody wants a dead letter to be dropped: from now on it may be gone."""
+
+    lsn: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelAsked:
+    """Somebody wants an operation back: from now on nobody knows, until one of the next two, or for ever."""
+
+    payload: bytes
+    lsn: int | None = None
+    """As its ticket has shown it, perhaps before it was durable."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancelled:
+    """The engine said that it is cancelled."""
+
+    payload: bytes
+    told: bool = True
+    """Whether its ticket, if somebody has it, was resolved by then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelRefused:
+    """The engine said that it is not cancelled: it is in flight, or settled."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusTold:
+    """The engine was asked where an operation is, and said this."""
+
+    payload: bytes
+    status: OperationStatus
+    lsn: int | None = None
+    """By which it was asked for: it may have had another one since."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateLost:
+    """The state was taken away from outside: nobody remembers what was given up, nor the letters."""
+
+
 @dataclass(frozen=True, slots=True)
 class SyncFailed:
     """A sync of a file or directory of the store reported an error."""
@@ -131,6 +234,8 @@ class Resolved:
     done: bool
     applied: bool
     """Whether its result says that the backend applied it."""
+    dead: bool = False
+    cancelled: bool = False
     times: int | None = None
     """How often its ticket told its listener; None: nobody listened."""
 
@@ -152,6 +257,7 @@ class Ended:
 
 
 Event = (
-    Predicted | Opened | Refused | Damaged | Submitted | Acknowledged | AppliedTo | Lied | Checkpointed | SyncFailed | Resolved
-    | Drained | Ended
+    Predicted | Opened | Refused | Damaged | Submitted | Acknowledged | Given | AppliedTo | Blamed | Lied | Checkpointed | Buried
+    | Unburied | Letters | RequeueAsked | DropAsked | CancelAsked | Cancelled | CancelRefused | StatusTold | StateLost | SyncFailed
+    | Resolved | Drained | Ended
 )  # fmt: skip

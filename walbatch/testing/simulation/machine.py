@@ -8,7 +8,7 @@ The idea needed to read it: a machine is what survives; a process is what ends. 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -20,14 +20,24 @@ from walbatch.testing.simulation.backend import (
     TransactionalModelBackend,
 )
 from walbatch.testing.simulation.clock import ManualClock, SeededEntropy
+from walbatch.testing.simulation.commits import letters_in
 from walbatch.testing.simulation.faults import FaultPlan
 from walbatch.testing.simulation.filesystem import SimulatedFileSystem
-from walbatch.testing.simulation.history import AppliedTo, Checkpointed, Event, SyncFailed
+from walbatch.testing.simulation.history import (
+    AppliedTo,
+    Blamed,
+    Buried,
+    Checkpointed,
+    Event,
+    Given,
+    SyncFailed,
+    Unburied,
+)
 from walbatch.testing.simulation.images import BOUND, SAMPLES, Cut, crash_images
 from walbatch.testing.simulation.scheduler import Scheduler
 from walbatch.testing.simulation.schedules import Schedule
 from walbatch.testing.simulation.state import SimulatedState, StateDisk
-from walbatch.types import Batch, Operation
+from walbatch.types import Batch, Checkpoint, DeadLetter, Operation
 
 OnStep = Callable[["Process", str], None]
 """on_step(process, call), before each step."""
@@ -123,38 +133,83 @@ class Process:
             self.machine.fs.locks.clear()
 
     def open_state(self, path: str, store: bytes, quarantine: str) -> SimulatedState:
-        """The state of the store: a file of the same name marks it, so that a directory that is lost takes it along."""
+        """The state of the store: a file of the same name marks it, so that a directory that is lost takes it along.
+
+        As the real one, it proves the name durable as long as nothing was committed: an opening may have failed before it did.
+        """
         marker = f"{path}/data.mdb"
-        if not self.machine.fs.holds(marker):
+        is_new = not self.machine.fs.holds(marker)
+        if is_new:
+            self.machine.states.pop(path, None)
+        disk = self.machine.states.setdefault(path, StateDisk())
+        if is_new or not disk.commits:
             try:
-                self.machine.fs.create(marker).close()
+                if is_new:
+                    self.machine.fs.create(marker).close()
                 self.machine.fs.sync_directory(path)
             except OSError as error:
                 raise StorageError(f"{path}: {error.strerror}", path=path, errno=error.errno) from error
-            self.machine.states.pop(path, None)
-        disk = self.machine.states.setdefault(path, StateDisk())
-        return SimulatedState(
-            disk, path, faults=self.faults, on_call=self.threads.step,
-            on_save=lambda checkpoint: self.history.append(Checkpointed(checkpoint)),
-        )  # fmt: skip
+        state = _NotingState(disk, path, process=self)
+        held = tuple(
+            letter for lsn, letter in letters_in(disk.commits).items() if lsn not in disk.garbled_letters
+        )
+        if held:
+            self.history.append(Buried(letters=held))
+        return state
 
     def backend(self, lane: str, *, transactional: bool = False) -> ModelBackend:
         """A backend on the disk that this machine has for `lane`."""
         disk = self.machine.backends.setdefault(lane, BackendDisk())
         kind = TransactionalModelBackend if transactional else ModelBackend
         return kind(
-            disk, clock=self.clock, threads=self.threads, on_call=self.threads.step, on_applied=self._applied,
-            manners=self._manners,
+            disk, clock=self.clock, threads=self.threads, on_call=self.threads.step, on_given=self._given,
+            on_applied=self._applied, on_blamed=self._blamed, manners=self._manners,
         )  # fmt: skip
+
+    @property
+    def misbehaves(self) -> bool:
+        """Whether its backends have manners of their own."""
+        return self._manners is not None
+
+    def _given(self, batch: Batch) -> None:
+        earliest, latest = self.clock.wall_span_ns
+        lsns: Sequence[int | None] = batch.lsns or [None] * len(batch)
+        self.history.append(Given(
+            lane=batch.lane, operations=tuple(zip(lsns, batch.payloads, strict=True)), earliest_wall_ns=earliest,
+            latest_wall_ns=latest,
+        ))  # fmt: skip
 
     def _applied(self, batch: Batch, operation: Operation) -> None:
         self.history.append(AppliedTo(
             lane=batch.lane, store=batch.store, lsn=operation.lsn, key=operation.key, payload=operation.payload,
+            identity=operation.identity,
         ))  # fmt: skip
+
+    def _blamed(self, operation: Operation, applied: Sequence[int]) -> None:
+        self.history.append(Blamed(payload=operation.payload, applied=tuple(applied)))
 
     def _step(self, call: str, detail: str) -> None:
         assert self._on_step is not None
         self._on_step(self, call)
+
+
+class _NotingState(SimulatedState):
+    """The state of the store, which writes down what became durable."""
+
+    def __init__(self, disk: StateDisk, path: str, *, process: Process) -> None:
+        self._history = process.history
+        super().__init__(disk, path, faults=process.faults, on_call=process.threads.step, on_save=self._saved)
+
+    def _saved(self, checkpoint: Checkpoint) -> None:
+        self._history.append(Checkpointed(checkpoint))
+
+    def bury(self, letters: Sequence[DeadLetter]) -> None:
+        super().bury(letters)
+        self._history.append(Buried(letters=tuple(letters)))
+
+    def unbury(self, lsns: Collection[int]) -> None:
+        super().unbury(lsns)
+        self._history.append(Unburied(lsns=tuple(sorted(lsns))))
 
 
 class _NotingFaults(FaultPlan):

@@ -11,27 +11,43 @@ from __future__ import annotations
 import contextlib
 import functools
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from walbatch.config import Lane, RetryPolicy, Settings, Trigger
-from walbatch.errors import CorruptionError, UnsupportedFormat, WalbatchError
+from walbatch.config import Lane, Settings
+from walbatch.errors import (
+    ConfigError,
+    CorruptionError,
+    OperationCancelled,
+    OperationDead,
+    UnsupportedFormat,
+    WalbatchError,
+)
 from walbatch.testing.simulation.backend import Manners
 from walbatch.testing.simulation.faults import Fault
 from walbatch.testing.simulation.history import (
     Acknowledged,
+    CancelAsked,
+    Cancelled,
+    CancelRefused,
     Drained,
+    DropAsked,
     Event,
+    Letters,
     Opened,
     Predicted,
     Refused,
+    RequeueAsked,
     Resolved,
+    StatusTold,
     Submitted,
 )
+from walbatch.testing.simulation.laneplan import LanePlan
+from walbatch.testing.simulation.looks import STORE, case_text, names_in, tree_bytes
 from walbatch.testing.simulation.machine import Machine, Process
 from walbatch.testing.simulation.oracle import Oracle
-from walbatch.types import Durability
+from walbatch.types import PRIORITY_NORMAL, DeadLetter, Durability, OperationStatus
 
 OpenEngine = Callable[[Process, Mapping[str, Lane], Settings], Any]
 """open_engine(process, lanes, settings): opens the engine under test on the ports of the process."""
@@ -39,38 +55,15 @@ OpenEngine = Callable[[Process, Mapping[str, Lane], Settings], Any]
 Predict = Callable[[Machine], Predicted | None]
 """predict(machine): what opening the store on this machine would do; None where there is no store. It may write nothing."""
 
-STORE = "/store"
 CLOSE_S = 120.0
 """Virtual time for a drain: beyond it the backlog is taken not to drain."""
+
+REQUEUES_PER_S = 1e6
 
 NOISE_BYTES = 4096
 _NOISE = random.Random("payloads").randbytes(NOISE_BYTES)
 
-PROMPT = Trigger(count=4, linger_ms=1)
 QUICK = Settings(segment_bytes=4096, disk_bytes_max=2**24, timer_ms=5, checkpoint_ms=20, idle_stamp_ms=30)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LanePlan:
-    """A lane of a workload: everything of a `Lane` but its backend."""
-
-    transactional: bool = False
-    shards: int = 1
-    order: str = "key"
-    durability: str = "sync"
-    interval_ms: float = 20.0
-    trigger: Trigger = PROMPT
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
-    held: bool = False
-    """Without a backend: its operations stay in the log."""
-
-    def lane(self, name: str, process: Process) -> Lane:
-        """The lane, with a model backend."""
-        backend = None if self.held else process.backend(name, transactional=self.transactional)
-        return Lane(
-            backend, shards=self.shards, order=self.order, durability=self.durability, interval_ms=self.interval_ms,
-            trigger=self.trigger, retry=self.retry,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,11 +105,14 @@ class Session:
         """Bytes on the disk were changed on purpose: the engine may stop."""
         self.is_verifying = False
         self._paused_meanwhile = False
-        self._resumed_late = False
         """A workload's own `verify` runs, and may call `verify_by_use` for the end."""
+        self._resumed_late = False
+        self._has_delayed = False
         self._open_engine = open_engine
         self._history: list[Event] = process.history
         self._tickets: list[tuple[bytes, Any, list[bool] | None]] = []
+        self._payloads: dict[int, bytes] = {}
+        """By LSN, of what this session has submitted."""
         self._count = 0
 
     def __repr__(self) -> str:
@@ -176,26 +172,41 @@ class Session:
         return predicted
 
     def submit(
-        self, key: bytes = b"k", lane: str = "put", *, size: int = 0, payload: bytes | None = None
-    ) -> Any:
-        """One operation; its payload is distinct and has at least `size` bytes, or is the one given."""
-        payload = self._begin(lane, key, size, payload)
-        ticket = self.engine.submit(lane, key=key, payload=payload)
+        self, key: bytes = b"k", lane: str = "put", *, size: int = 0, payload: bytes | None = None, priority: int = PRIORITY_NORMAL,
+        idempotency_key: bytes = b"", not_before_s: float | None = None, deadline_s: float | None = None,
+    ) -> Any:  # fmt: skip
+        """One operation; its payload has `size` bytes, or is given. Times are seconds from now. Returns its ticket."""
+        options: dict[str, Any] = {}
+        if priority != PRIORITY_NORMAL:
+            options["priority"] = priority
+        if idempotency_key:
+            options["idempotency_key"] = idempotency_key
+        now_s = self.process.clock.wall_ns() / 1e9
+        options |= {
+            name: now_s + seconds
+            for name, seconds in (("not_before", not_before_s), ("deadline", deadline_s)) if seconds is not None
+        }  # fmt: skip
+        self._has_delayed = self._has_delayed or not_before_s is not None
+        payload = self._begin(lane, key, size, payload, **options)
+        ticket = self.engine.submit(lane, key=key, payload=payload, **options)
         self._acknowledge(payload, ticket.lsn)
-        self._keep(payload, ticket)
+        self._keep(payload, ticket, is_keyed=bool(idempotency_key))  # whose LSN may be that of another one
         return ticket
 
     def submit_many(
-        self, keys: Sequence[bytes], lane: str = "put", *, size: int = 0, payloads: Sequence[bytes] = ()
-    ) -> range:
+        self, keys: Sequence[bytes], lane: str = "put", *, size: int = 0, payloads: Sequence[bytes] = (),
+        priority: int = PRIORITY_NORMAL,
+    ) -> range:  # fmt: skip
         """Several at once, all or nothing."""
         given: Sequence[bytes | None] = payloads or [None] * len(keys)
         pairs = [
             (key, self._begin(lane, key, size, payload)) for key, payload in zip(keys, given, strict=True)
         ]
-        lsns: range = self.engine.submit_many(lane, pairs)
+        options = {} if priority == PRIORITY_NORMAL else {"priority": priority}
+        lsns: range = self.engine.submit_many(lane, pairs, **options)
         for (_, payload), lsn in zip(pairs, lsns, strict=False):  # a lane that logs nothing gives no LSNs
             self._acknowledge(payload, lsn)
+            self._payloads[lsn] = payload
         return lsns
 
     def submit_nowait(self, key: bytes = b"k", lane: str = "put", *, size: int = 0) -> Callable[[], None]:
@@ -211,14 +222,71 @@ class Session:
 
         return wait
 
-    def _keep(self, payload: bytes, ticket: Any) -> None:
+    def _keep(self, payload: bytes, ticket: Any, *, is_keyed: bool = False) -> None:
         """Remember the ticket, and count what it tells its listener."""
+        if ticket.lsn is not None and not is_keyed:
+            self._payloads.setdefault(ticket.lsn, payload)
         promises = getattr(ticket, "promises", None)
         told: list[bool] | None = None
         if promises is not None:
             told = []
             promises[1].listen(functools.partial(told.append, True))
         self._tickets.append((payload, ticket, told))
+
+    # --- what is given up ---
+
+    @property
+    def submitted_lsns(self) -> list[int]:
+        """Of this session, as far as it was told, in the order in which it was."""
+        return list(self._payloads)
+
+    def cancel(self, lsn: int) -> bool:
+        """Take back an operation of this session."""
+        payload = self._payloads[lsn]
+        self._history.append(CancelAsked(payload=payload, lsn=lsn))
+        try:
+            cancelled: bool = self.engine.cancel(lsn)
+        except ConfigError:
+            cancelled = False  # nothing was done
+        if cancelled:
+            told = all(ticket.done for name, ticket, _ in self._tickets if name == payload)
+            self._history.append(Cancelled(payload=payload, told=told))
+        else:
+            self._history.append(CancelRefused(payload=payload))
+        return cancelled
+
+    def ask(self, lsn: int) -> OperationStatus:
+        """Where an operation of this session is."""
+        status: OperationStatus = self.engine.status(lsn)
+        self._history.append(StatusTold(payload=self._payloads[lsn], status=status, lsn=lsn))
+        return status
+
+    def look_at_letters(self) -> list[DeadLetter]:
+        """All dead letters. An engine without any such thing has none."""
+        ask = getattr(self.engine, "dead_letters", None)
+        letters: list[DeadLetter] = [] if ask is None else ask()
+        self._history.append(Letters(letters=tuple(letters)))
+        for letter in letters:
+            status = self.engine.status(letter.lsn)
+            if status is not OperationStatus.DEAD:
+                raise AssertionError(f"operation {letter.lsn} has a dead letter, and is said to be {status}")
+        return letters
+
+    def requeue(self, lsns: Iterable[int]) -> int:
+        """Submit dead letters again. Returns how many there were."""
+        lsns = list(lsns)
+        self._history.extend(RequeueAsked(lsn=lsn) for lsn in lsns)
+        count: int = self.engine.requeue(lsns, per_second=REQUEUES_PER_S)
+        return count
+
+    def drop(self, lsns: Iterable[int]) -> int:
+        """Drop dead letters. Returns how many there were."""
+        lsns = list(lsns)
+        self._history.extend(DropAsked(lsn=lsn) for lsn in lsns)
+        count: int = self.engine.drop(lsns)
+        return count
+
+    # --- time, threads, the end ---
 
     def together(self, *actions: Callable[[], object]) -> None:
         """Run them in threads of their own, and wait for all. What the engine refuses is no breach."""
@@ -255,24 +323,41 @@ class Session:
         """Close the engine. Then every ticket must have been resolved, and nothing may have stopped it that did not fail."""
         stats = getattr(self.engine, "stats", None)
         self._paused_meanwhile = False
-        idle = stats is not None and any(lane.paused or lane.held for lane in stats().lanes.values())
+        # What is delayed stays, too; what is being read back may be.
+        idle = stats is not None and any(
+            lane.paused or lane.held or getattr(lane, "delayed", 0) or lane.reading_back for lane in stats().lanes.values()
+        )  # fmt: skip
+        # Nobody waits until a lane that delivers nothing has read to the end of the log, so that it can be trimmed.
+        is_behind = stats is not None and any(
+            (lane.paused or lane.held) and lane.reading_back for lane in stats().lanes.values()
+        )
         report = self.engine.close(drain=drain, timeout=CLOSE_S)
         self.engine = None
+        # Whose breaker is open, or who is broken, is not waited for either.
+        idle = idle or self.process.misbehaves or self._has_delayed
         self._check_reason(report, idle=idle or self._paused_meanwhile or self._resumed_late)
+        if report.reason == "drained" and (lost := self._stats_after(stats)):
+            raise AssertionError(f"the engine has lost count of {lost} operations")
         tickets, self._tickets = self._tickets, []
         for payload, ticket, told in tickets:
-            applied = False
-            if ticket.done:
-                with contextlib.suppress(WalbatchError):
-                    ticket.result(timeout=0)
-                    applied = True
             times = None if told is None else len(told)
-            self._history.append(Resolved(payload=payload, done=ticket.done, applied=applied, times=times))
+            fate = _fate(ticket)
+            self._history.append(
+                Resolved(
+                    payload=payload, done=ticket.done, applied=fate is OperationStatus.APPLIED, times=times,
+                    dead=fate is OperationStatus.DEAD, cancelled=fate is OperationStatus.CANCELLED,
+                )
+            )  # fmt: skip
         if report.reason == "drained":
-            whole = not self.process.faults.hits and not self.process.machine.fs.capacity_bytes
+            whole = not (self.process.faults.hits or self.process.machine.fs.capacity_bytes or is_behind)
             self._history.append(Drained(segments=self._segments() if whole else None))
         elif report.reason == "timeout" and report.elapsed_s >= CLOSE_S / 2 and not self.process.faults.hits:
             raise AssertionError(f"the engine did not drain in {CLOSE_S} s of virtual time: {report}")
+
+    @staticmethod
+    def _stats_after(stats: Callable[[], Any] | None) -> int:
+        """Operations that entered and are neither settled nor pending, as the engine counts."""
+        return 0 if stats is None else getattr(stats(), "unaccounted", 0)
 
     def _check_reason(self, report: Any, *, idle: bool) -> None:
         """What the report may say. `idle`: a lane was paused or has no backend."""
@@ -292,7 +377,10 @@ class Session:
         names = names_in(self.process.machine, f"{STORE}/wal")
         return sum(name.endswith(".seg") for name in names) if names else None
 
-    def _begin(self, lane: str, key: bytes, size: int, payload: bytes | None) -> bytes:
+    def _begin(
+        self, lane: str, key: bytes, size: int, payload: bytes | None, *, not_before: float = 0, deadline: float = 0,
+        idempotency_key: bytes = b"", priority: int = PRIORITY_NORMAL,
+    ) -> bytes:  # fmt: skip
         given, payload = payload, f"{self.life}/{self._count}".encode()
         self._count += 1
         if given is not None:
@@ -309,8 +397,12 @@ class Session:
             else int(plan.interval_ms * 1e6)
         )
         self._history.append(
-            Submitted(lane=lane, key=key, payload=payload, grace_ns=grace_ns, syncs=self.process.faults.syncs)
-        )
+            Submitted(
+                lane=lane, key=key, payload=payload, grace_ns=grace_ns, syncs=self.process.faults.syncs,
+                not_before_ns=int(not_before * 1_000_000_000), deadline_ns=int(deadline * 1_000_000_000),
+                idempotency_key=idempotency_key,
+            )
+        )  # fmt: skip
         return payload
 
     def _acknowledge(self, payload: bytes, lsn: int | None) -> None:
@@ -321,41 +413,16 @@ class Session:
         )
 
 
-def verify_by_use(session: Session) -> None:
-    """What follows each crash: open, submit one more to every lane, wait until all is delivered, close."""
-    if session.workload.verify is not None and not session.is_verifying:
-        session.is_verifying = True
-        session.workload.verify(session)
-        return
-    session.open()
-    for name in session.workload.lanes:
-        session.submit(b"after", name)
-    session.close()
-    if not session.process.faults.faults and not isinstance(session.process.history[-1], Drained):
-        raise AssertionError("the engine closed without having drained, and nothing had failed")
-
-
-def names_in(machine: Machine, path: str) -> list[str]:
-    """Names in a directory, without a step of any process; none where there is no directory."""
-    quiet = machine.fs.twin(machine.fs.root)
-    return quiet.list_directory(path) if quiet.is_directory(path) else []
-
-
-def file_bytes(machine: Machine, path: str) -> bytes:
-    """What a file of the machine reads as, without a step of any process."""
-    quiet = machine.fs.twin(machine.fs.root)
-    file = quiet.open_read(path)
+def _fate(ticket: Any) -> OperationStatus | None:
+    """What a ticket says of its operation; None: nothing, or that it is not known."""
+    if not ticket.done:
+        return None
     try:
-        return file.read(file.size(), 0)
-    finally:
-        file.close()
-
-
-def tree_bytes(machine: Machine, path: str) -> int:
-    """Bytes of all files in a directory, without a step of any process."""
-    return sum(len(file_bytes(machine, f"{path}/{name}")) for name in names_in(machine, path))
-
-
-def case_text(case: Any) -> str:
-    """What recovery found, as a line that two looks at the same store agree on."""
-    return f"{case.label}:{case.segment}:{case.offset}"
+        ticket.result(timeout=0)
+    except OperationDead:
+        return OperationStatus.DEAD
+    except OperationCancelled:
+        return OperationStatus.CANCELLED
+    except WalbatchError:
+        return None
+    return OperationStatus.APPLIED

@@ -1,0 +1,31 @@
+"""A lane's shard without an engine."""
+
+from __future__ import annotations
+
+from tests.runtime.fakes import StillClock
+from walbatch.backends.function import FunctionBackend
+from walbatch.config import Lane as LaneSettings
+from walbatch.config import Trigger
+from walbatch.runtime.lane import Lane, LaneSetup, Shard
+from walbatch.types import Batch, Mark, Order
+
+PLENTY = 1 << 30
+
+
+def lane_of_one(*, order: Order = Order.KEY, memory_bytes_max: int = PLENTY) -> Lane:
+    """A lane "put" of one shard, which cuts large batches and remembers nothing."""
+
+    def apply(batch: Batch) -> None:
+        raise NotImplementedError
+
+    settings = LaneSettings(apply, order=order.value, trigger=Trigger(count=1_000))
+    setup = LaneSetup(
+        name="put", backend=FunctionBackend(apply), transactional=False, interruptible=False, settings=settings,
+        initial=(Mark(),), counted=(Mark(),),
+    )  # fmt: skip
+    return Lane(setup, 0, shard_bytes_max=memory_bytes_max, now_ns=StillClock().monotonic_ns())
+
+
+def shard_of_one(*, order: Order = Order.KEY, memory_bytes_max: int = PLENTY) -> Shard:
+    """Its shard."""
+    return lane_of_one(order=order, memory_bytes_max=memory_bytes_max).shards[0]

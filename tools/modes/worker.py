@@ -30,6 +30,7 @@ from typing import Any, Final, Never
 import walbatch as wb
 from tools.modes.forks import Channel
 from tools.modes.recorder import RecordingFileSystem, SkippingFileSystem
+from walbatch import config
 from walbatch.ports import FileSystem
 from walbatch.storage.filesystem import RealFileSystem
 
@@ -156,6 +157,9 @@ def lanes_of(task: Task, channel: Channel) -> dict[str, wb.Lane]:
         ]
         channel.say("applied", applied)
 
+    def interval_ms(durability: str) -> float:
+        return task.interval_ms if durability == "interval" else config.INTERVAL_MS
+
     once = wb.LmdbBackend(Path(task.backend or task.directory) / "lmdb", write=count_once)
     return {
         "once": wb.Lane(
@@ -164,10 +168,15 @@ def lanes_of(task: Task, channel: Channel) -> dict[str, wb.Lane]:
             trigger=TRIGGER,
             retry=RETRY,
             durability=task.once,
-            interval_ms=task.interval_ms,
+            interval_ms=interval_ms(task.once),
         ),
         "least": wb.Lane(
-            tell, shards=2, trigger=TRIGGER, retry=RETRY, durability=task.least, interval_ms=task.interval_ms
+            tell,
+            shards=2,
+            trigger=TRIGGER,
+            retry=RETRY,
+            durability=task.least,
+            interval_ms=interval_ms(task.least),
         ),
     }
 

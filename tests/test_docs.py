@@ -17,6 +17,7 @@ from typing import Any, Final
 import pytest
 
 import walbatch as wb
+from tests.pages import DOCS, TableRow, plain, read, tables
 from tests.testing.installed import PLUGIN_OPTIONS
 from walbatch import limits, metrics
 from walbatch.core import columns, frame, health, mark, recovery
@@ -43,42 +44,14 @@ from walbatch.storage import envelope, layout, letters
 from walbatch.types import Checkpoint
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-DOCS: Final = ROOT / "docs"
 UNITS: Final = {"": 1, "KiB": limits.KIB, "MiB": limits.MIB, "GiB": limits.GIB}
 MARKDOWN: Final = sorted(DOCS.rglob("*.md"))
 
-Row = dict[str, str]
 
-
-def read(name: str) -> str:
-    return (DOCS / name).read_text(encoding="utf-8")
-
-
-def tables(name: str) -> list[list[Row]]:
-    """Every table of a document, each as rows by column name."""
-    found: list[list[Row]] = []
-    head: list[str] = []
-    for line in read(name).splitlines():
-        if not line.startswith("|"):
-            head = []
-            continue
-        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-        if not head:
-            head = cells
-            found.append([])
-        elif set(line) - set("|- "):
-            found[-1].append(dict(zip(head, cells, strict=True)))
-    return found
-
-
-def table(name: str, *columns: str, first: str) -> list[Row]:
+def table(name: str, *columns: str, first: str) -> list[TableRow]:
     """The one table with these columns whose first row starts with `first`."""
     (rows,) = (rows for rows in tables(name) if [*rows[0]] == [*columns] and rows[0][columns[0]] == first)
     return rows
-
-
-def plain(text: str) -> str:
-    return text.replace("`", "")
 
 
 # --- recovery.md --------------------------------------------------------------------------------------------------
@@ -197,7 +170,7 @@ def fields(layout_: struct.Struct, *, start: int = 0) -> list[tuple[int, int]]:
     return found
 
 
-def offsets(rows: Sequence[Row]) -> list[tuple[int, int]]:
+def offsets(rows: Sequence[TableRow]) -> list[tuple[int, int]]:
     return [
         (int(row["offset"]), int(row["size"]))
         for row in rows
@@ -243,11 +216,11 @@ STRUCTS: Final[dict[str, tuple[str, list[tuple[int, int]]]]] = {
 }
 
 
-def offset_tables() -> list[list[Row]]:
+def offset_tables() -> list[list[TableRow]]:
     return [rows for rows in tables("format.md") if [*rows[0]] == ["offset", "size", "field", "meaning"]]
 
 
-def offset_table(meaning: str) -> list[Row]:
+def offset_table(meaning: str) -> list[TableRow]:
     (rows,) = (rows for rows in offset_tables() if rows[0]["meaning"] == meaning)
     return rows
 
@@ -559,7 +532,7 @@ VALUES: Final[tuple[type, ...]] = (
 CHOICES: Final[tuple[type[StrEnum], ...]] = (wb.OperationStatus, metrics.HealthCheck)
 
 
-def engine_table(owner: type) -> list[Row]:
+def engine_table(owner: type) -> list[TableRow]:
     """The one table of engine.md that is headed by the name of the class."""
     (rows,) = (rows for rows in tables("engine.md") if f"`{owner.__name__}`" in rows[0])
     return rows

@@ -16,7 +16,7 @@ def lane_of_one(*, order: Order = Order.KEY, memory_bytes_max: int = PLENTY) -> 
     """A lane "put" of one shard, which cuts large batches and remembers nothing."""
 
     def apply(batch: Batch) -> None:
-        raise NotImplementedError
+        raise NotImplementedError("these tests look at queues, and deliver nothing")
 
     settings = LaneSettings(apply, order=order.value, trigger=Trigger(count=1_000))
     setup = LaneSetup(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import random
 import threading
 from collections.abc import Coroutine
 from pathlib import Path
@@ -16,6 +17,8 @@ import walbatch as wb
 from tests.memory import MemoryFileSystem, environment
 from tests.support import FAST, QUICK_RETRY, Recorder, wait_until
 from walbatch import aio
+from walbatch.runtime import gathering
+from walbatch.runtime.gathering import COUNT_MAX
 
 NEVER = wb.Trigger(linger_ms=3_600_000)
 SETTINGS = wb.Settings(segment_bytes=2**16, timer_ms=1, checkpoint_ms=5)
@@ -138,7 +141,7 @@ def test_a_wait_that_times_out_can_be_made_again_and_leaves_nothing_behind() -> 
                 await ticket.result(timeout=0)
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(ticket.result(), timeout=0)
-        assert not ticket._ticket._settled._listeners
+        assert not ticket._fate.settled(ticket._number)._listeners
         await engine.flush(timeout=30)
         assert await ticket.result() is None
         await engine.close()
@@ -179,6 +182,296 @@ def test_a_wrong_argument_is_refused_as_by_the_engine() -> None:
                 await engine.submit("get", key=b"k")
             with pytest.raises(wb.OperationTooLarge):
                 await engine.submit("put", key=b"k" * 5000)
+
+    run(main())
+
+
+# --- what the tasks of a loop submit at once --------------------------------------------------------------------------
+
+
+def gathered(engine: wb.AsyncEngine, count: int, **options: Any) -> list[asyncio.Task[wb.AsyncTicket]]:
+    """Tasks that submit one operation each, payloads b"0", b"1" and so on."""
+    return [
+        asyncio.create_task(engine.submit("put", key=b"%d" % n, payload=b"%d" % n, **options))
+        for n in range(count)
+    ]
+
+
+def counted_calls(engine: wb.AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many operations each call of the committer brings, from now on."""
+    committer, calls = engine.engine._committer, list[int]()
+    submit = committer.submit
+
+    def count(lane: int, shards: Any, keys: Any, *arguments: Any, **options: Any) -> Any:
+        answer = submit(lane, shards, keys, *arguments, **options)
+        calls.append(len(keys))
+        return answer
+
+    monkeypatch.setattr(committer, "submit", count)
+    return calls
+
+
+def test_what_tasks_submit_in_one_iteration_is_handed_over_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        recorder = Recorder()
+        async with await open_engine(MemoryFileSystem(), recorder) as engine:
+            calls = counted_calls(engine, monkeypatch)
+            tickets = await asyncio.gather(*gathered(engine, 300))
+            assert calls == [300]
+            assert [ticket.lsn for ticket in tickets] == list(range(1, 301))
+            assert all(ticket.durable for ticket in tickets)
+            await asyncio.gather(*gathered(engine, COUNT_MAX + 2))
+            assert calls == [300, COUNT_MAX, 2]
+            assert "Gathering of 0 in 0 sheaves" in repr(engine._gathering)
+        assert len(set(recorder.lsns)) == COUNT_MAX + 302
+
+    run(main())
+
+
+def test_each_operation_keeps_its_own_lane_priority_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        seen: dict[bytes, tuple[str, int, bytes]] = {}
+
+        def apply(batch: wb.Batch) -> None:
+            for one in batch:
+                seen[one.key] = batch.lane, one.priority, one.payload
+
+        lanes = {
+            name: wb.Lane(apply, trigger=FAST, shards=shards) for name, shards in (("put", 1), ("get", 5))
+        }
+        async with await wb.AsyncEngine.open(
+            "/q", lanes=lanes, settings=SETTINGS, environment=environment(MemoryFileSystem())
+        ) as engine:
+            calls = counted_calls(engine, monkeypatch)
+            wanted: dict[bytes, tuple[str, int, bytes]] = {}
+            tasks = []
+            for number in range(60):
+                key, payload = b"%d" % number, bytes([number]) * (number * 200)
+                lane, priority = ("put", "get")[number // 7 % 2], 3 + number // 20
+                wanted[key] = lane, priority, payload
+                given = bytearray(payload) if number % 5 == 0 else payload
+                tasks.append(
+                    asyncio.create_task(engine.submit(lane, key=key, payload=given, priority=priority))
+                )
+            await asyncio.gather(*tasks)
+            assert len(calls) < 20
+            await engine.flush(timeout=30)
+        assert seen == wanted
+
+    run(main())
+
+
+def test_bytes_that_change_after_they_were_submitted_are_stored_as_they_were() -> None:
+    async def main() -> None:
+        recorder = Recorder()
+        async with await open_engine(MemoryFileSystem(), recorder) as engine:
+            payload = bytearray(b"before")
+            task = asyncio.create_task(engine.submit("put", key=b"k", payload=payload))
+            await asyncio.sleep(0)
+            payload[:] = b"behind"
+            await task
+        assert [content for _, _, content in recorder.applied] == [b"before"]
+
+    run(main())
+
+
+def test_what_is_submitted_in_another_way_comes_behind_what_was_gathered() -> None:
+    async def main() -> None:
+        async with await open_engine(MemoryFileSystem(), Recorder()) as engine:
+            first = gathered(engine, 10)
+            await asyncio.sleep(0)
+            assert engine.submit_nowait("put", key=b"k").lsn == 11
+            second = gathered(engine, 10)
+            await asyncio.sleep(0)
+            assert list(await engine.submit_many("put", [(b"k", b"")])) == [22]
+            third = gathered(engine, 10)
+            await asyncio.sleep(0)
+            assert (await engine.submit("put", key=b"k", idempotency_key=b"once")).lsn == 33
+            tickets = await asyncio.gather(*first, *second, *third)
+            assert [ticket.lsn for ticket in tickets] == [*range(1, 11), *range(12, 22), *range(23, 33)]
+
+    run(main())
+
+
+def test_cancelling_a_task_does_not_take_back_what_was_gathered() -> None:
+    async def main() -> None:
+        recorder = Recorder()
+        async with await open_engine(MemoryFileSystem(), recorder) as engine:
+            tasks = gathered(engine, 10)
+            await asyncio.sleep(0)
+            assert engine.stats().submitted_lsn == 0, "nothing is handed over yet"
+            for task in tasks[::2]:
+                task.cancel()
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            for number, outcome in enumerate(outcomes):
+                assert isinstance(outcome, asyncio.CancelledError if number % 2 == 0 else wb.AsyncTicket)
+        assert sorted(int(payload) for _, _, payload in recorder.applied) == list(range(10))
+
+    run(main())
+
+
+def test_a_close_answers_everybody_whose_operation_was_gathered() -> None:
+    async def main() -> None:
+        recorder = Recorder()
+        engine = await open_engine(MemoryFileSystem(), recorder)
+        tasks = gathered(engine, 10)
+        await asyncio.sleep(0)
+        assert (await engine.close()).reason == "drained"
+        assert all(ticket.durable for ticket in await asyncio.gather(*tasks))
+        assert len(recorder.applied) == 10
+
+        engine = await open_engine(MemoryFileSystem(), recorder)
+        tasks = gathered(engine, 10)
+        await asyncio.sleep(0)
+        engine.engine.close()  # of which this loop hears nothing
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(outcome, wb.EngineClosed) for outcome in outcomes)
+
+    run(main())
+
+
+async def full_engine(recorder: Recorder, **settings: Any) -> wb.AsyncEngine:
+    """An engine that does not flush, whose log has room for some operations."""
+    settings = {"segment_bytes": 4096, "disk_bytes_max": 16384, "timer_ms": 1, "checkpoint_ms": 1, **settings}
+    engine = await wb.AsyncEngine.open(
+        "/q", lanes={"put": wb.Lane(recorder, trigger=FAST)}, settings=wb.Settings(**settings),
+        environment=environment(MemoryFileSystem()),
+    )  # fmt: skip
+    engine.pause("put")
+    await engine.submit("put", key=b"first")  # a log that holds nothing unsettled is never full
+    return engine
+
+
+incompressible = random.Random(1).randbytes
+
+
+def test_where_there_is_not_room_for_all_some_are_taken_and_the_others_refused_at_their_timeout() -> None:
+    async def main() -> None:
+        recorder = Recorder()
+        engine = await full_engine(recorder)
+        outcomes = await asyncio.gather(
+            *(
+                engine.submit("put", key=b"%d" % n, payload=incompressible(500), timeout=0)
+                for n in range(100)
+            ),
+            return_exceptions=True,
+        )
+        taken = [outcome for outcome in outcomes if isinstance(outcome, wb.AsyncTicket)]
+        refused = [outcome for outcome in outcomes if isinstance(outcome, wb.Overloaded)]
+        assert len(taken) + len(refused) == 100
+        assert taken
+        assert {outcome.limit for outcome in refused} == {"disk_bytes_max"}
+        assert [ticket.lsn for ticket in taken] == list(range(2, len(taken) + 2))
+        engine.resume("put")
+        results = asyncio.gather(*(ticket.result(timeout=30) for ticket in taken))
+        assert await results == [None] * len(taken)
+        await engine.close()
+        assert len(recorder.applied) == len(taken) + 1
+
+    run(main())
+
+
+def test_all_who_wait_for_room_get_it_in_their_order() -> None:
+    async def main() -> None:
+        recorder = Recorder()
+        engine = await full_engine(recorder)
+        tasks = [
+            asyncio.create_task(engine.submit("put", key=b"k", payload=incompressible(700), timeout=None))
+            for _ in range(60)
+        ]
+        await until(lambda: engine._gathering is not None and engine._gathering._refusal is not None)
+        assert not all(task.done() for task in tasks)
+        engine.resume("put")
+        tickets = await asyncio.gather(*tasks)
+        assert [ticket.lsn for ticket in tickets] == list(range(2, 62))
+        assert await asyncio.gather(*(ticket.result(timeout=30) for ticket in tickets)) == [None] * 60
+        await engine.close()
+
+    run(main())
+
+
+def test_the_timeout_of_a_submit_is_that_of_the_settings_unless_the_call_says_otherwise() -> None:
+    async def main() -> None:
+        engine = await full_engine(Recorder(), submit_timeout_s=0.01)
+        tasks = [
+            asyncio.create_task(engine.submit("put", key=b"k", payload=incompressible(900)))
+            for _ in range(40)
+        ]
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert any(isinstance(outcome, wb.Overloaded) for outcome in outcomes)
+        with pytest.raises(wb.Overloaded):
+            await engine.submit_many("put", [(b"k", incompressible(9000))])
+        with pytest.raises(wb.ConfigError, match="timeout"):
+            await engine.submit("put", key=b"k", timeout=-2)
+        await engine.close(drain=False)
+
+    run(main())
+
+
+def test_what_is_gathered_without_room_for_it_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "BYTES_MAX", 100_000)
+
+    async def main() -> None:
+        recorder = Recorder()
+        engine = await full_engine(recorder)
+        payload = incompressible(9000)
+        tasks = [
+            asyncio.create_task(engine.submit("put", key=b"k", payload=payload, timeout=None))
+            for _ in range(5)
+        ]
+        await until(lambda: engine._gathering is not None and engine._gathering._refusal is not None)
+        for _ in range(20):
+            tasks += [
+                asyncio.create_task(engine.submit("put", key=b"k", payload=payload, timeout=None))
+                for _ in range(5)
+            ]
+            await asyncio.sleep(0.001)
+        assert engine._gathering is not None
+        assert engine._gathering._bytes <= 100_000 + 6 * len(payload)
+        with pytest.raises(wb.Overloaded, match="disk_bytes_max"):
+            await engine.submit("put", key=b"k", payload=payload, timeout=0)
+        engine.resume("put")
+        assert len({(await task).lsn for task in tasks}) == 105
+        await engine.close()
+
+    run(main())
+
+
+def test_large_operations_are_handed_over_as_soon_as_they_are_as_much_as_may_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gathering, "BYTES_MAX", 100_000)
+
+    async def main() -> None:
+        async with await open_engine(MemoryFileSystem(), Recorder()) as engine:
+            calls = counted_calls(engine, monkeypatch)
+            payload = incompressible(20_000)
+            tickets = await asyncio.gather(
+                *(engine.submit("put", key=b"k", payload=payload) for _ in range(17))
+            )
+            assert calls == [5, 5, 5, 2]
+            assert [ticket.lsn for ticket in tickets] == list(range(1, 18))
+
+    run(main())
+
+
+def test_a_hand_over_that_is_interrupted_says_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with await open_engine(MemoryFileSystem(), Recorder()) as engine:
+            tasks = gathered(engine, 3)
+            await asyncio.sleep(0)
+
+            def interrupt(*_: object, **__: object) -> None:
+                raise KeyboardInterrupt
+
+            with monkeypatch.context() as patch:
+                patch.setattr(engine.engine._committer, "submit", interrupt)
+                with pytest.raises(KeyboardInterrupt):
+                    engine._hand_over()
+            for task in tasks:
+                with pytest.raises(wb.DurabilityUnknown):
+                    await task
+            assert (await engine.submit("put", key=b"k")).durable
 
     run(main())
 

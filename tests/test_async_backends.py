@@ -230,7 +230,7 @@ def test_the_store_stays_locked_while_anything_runs_that_a_call_has_left_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shorten_graces(monkeypatch)
-    monkeypatch.setattr("walbatch.backends.function.CLOSE_WAIT_S", 0.01)
+    monkeypatch.setattr("walbatch.backends.eventloop.CLOSE_WAIT_S", 0.01)
     go = threading.Event()
     tasks: list[asyncio.Task[None]] = []
 

@@ -281,7 +281,7 @@ def test_a_segment_header_has_each_field_where_the_table_says() -> None:
 
 
 def test_a_frame_header_has_each_field_where_the_table_says() -> None:
-    body = Body(codec=Codec.ZSTD, count=3, stored_bytes=7, raw_bytes=9, padded=bytes(448), crc=77)
+    body = Body(codec=Codec.ZSTD, count=3, stored_bytes=7, raw_bytes=9, parts=(bytes(448),), crc=77)
     data = encode_frame_header(
         body,
         type=FrameType.OPERATIONS,

@@ -15,22 +15,22 @@ import contextvars
 import os
 import threading
 import weakref
+from asyncio import Future, get_running_loop
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
-from walbatch.config import Lane, Settings
-from walbatch.engine import Engine, Environment, Payload
-from walbatch.errors import DurabilityUnknown, Overloaded, ResultTimeout
+from walbatch.config import NS_PER_S, Lane, Settings
+from walbatch.engine import FROM_SETTINGS, Engine, Environment, Payload
+from walbatch.errors import Overloaded
 from walbatch.metrics import CloseReport, EngineStats, Health
-from walbatch.runtime.ticket import Promise, Ticket
-from walbatch.types import PRIORITY_NORMAL, DeadLetter, OperationStatus, When
+from walbatch.runtime.gathering import COUNT_MAX, ROOM_POLL_S, Desk, Gathering, Sheaf
+from walbatch.runtime.ticket import AnyTicket, Issuer, Promise
+from walbatch.types import NO_OPTIONS, PRIORITY_NORMAL, DeadLetter, Durability, OperationStatus, Options, When
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-ROOM_POLL_S = 0.005
-"""How often a submit that waits for room looks again."""
 
 FLUSHES_MAX = 256
 """Flushes under way at once, each in a thread: those that were cancelled count until they end."""
@@ -59,6 +59,9 @@ class _LoopWaker:
             except RuntimeError:  # the loop was closed: nobody waits any more
                 self._ready.clear()
                 self._scheduled = False
+            except BaseException:  # a signal handler's, in a thread that has led a commit: it is told again
+                self._scheduled = False
+                raise
 
     def _run(self) -> None:
         self._scheduled = False
@@ -100,66 +103,38 @@ class _Waiting:
         return True
 
 
-class AsyncTicket:
+@dataclass(frozen=True, slots=True)
+class _AsyncIssuer(Issuer):
+    """What the tickets of one lane have in common, and how they wait."""
+
+    waiting: _Waiting = field(default_factory=_Waiting)
+
+
+class AsyncTicket(AnyTicket):
     """A ticket to await. `lsn`, `lane`, `durability`, `durable` and `done` as on `Ticket`."""
 
-    __slots__ = ("_ticket", "_waiting")
-
-    def __init__(self, ticket: Ticket, waiting: _Waiting) -> None:
-        self._ticket = ticket
-        self._waiting = waiting
-
-    def __repr__(self) -> str:
-        return f"<Async{repr(self._ticket)[1:]}"
+    __slots__ = ()
 
     @property
-    def lsn(self) -> int | None:
-        """The operation's LSN; None on a lane with durability "none"."""
-        return self._ticket.lsn
-
-    @property
-    def lane(self) -> str:
-        """The lane's name."""
-        return self._ticket.lane
-
-    @property
-    def durability(self) -> str:
-        """The lane's durability."""
-        return self._ticket.durability
-
-    @property
-    def durable(self) -> bool:
-        """Whether the lane's promise is kept."""
-        return self._ticket.durable
-
-    @property
-    def done(self) -> bool:
-        """Whether the operation is settled."""
-        return self._ticket.done
+    def _waiting(self) -> _Waiting:
+        assert isinstance(self._issuer, _AsyncIssuer)
+        return self._issuer.waiting
 
     async def wait_durable(self, timeout: float | None = None) -> None:
         """Wait until the operation is durable.
 
         Cancelling the wait changes nothing else. Raises as `Ticket.wait_durable`.
         """
-        durable, _ = self._ticket.promises
-        if durable is None:
-            raise DurabilityUnknown(
-                f"lane {self.lane!r} has durability 'none': its operations are never logged"
-            )
+        durable = self._durable()
         if not await self._waiting.wait(durable, timeout):
-            raise ResultTimeout(
-                f"operation {self.lsn} is not durable after {timeout} s; it still may become so"
-            )
+            raise self._not_durable(timeout)
         durable.take()
 
     async def result(self, timeout: float | None = None) -> Any:
         """Wait until the operation is applied; the backend's result. Raises as `Ticket.result`."""
-        _, settled = self._ticket.promises
+        settled = self._fate.settled(self._number)
         if not await self._waiting.wait(settled, timeout):
-            raise ResultTimeout(
-                f"operation {self.lsn} of lane {self.lane!r} is not settled after {timeout} s; it goes on{self._ticket.obstacle}"
-            )
+            raise self._not_settled(timeout)
         return settled.take()
 
 
@@ -167,12 +142,27 @@ class AsyncEngine:
     """An engine for asyncio. Make one with `await AsyncEngine.open(...)`; then `async with engine:`.
 
     Usable from any number of loops and tasks. Tasks that submit at once share commit groups; cancelling a
-    task that waits loses nothing: the operation is in its group and goes on.
+    task that waits loses nothing: the operation is in its group, or on its way there, and goes on.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._waiting = _Waiting()
+        self._submission = engine._submission  # noqa: SLF001 - this is the other face of the same engine
+        self._desks = {
+            name: Desk(
+                kind=name, issuer=self._issuer(intake.issuer), index=intake.index, shards=intake.shards,
+                key_bytes_min=intake.limits.key_bytes_min, key_bytes_max=intake.limits.key_bytes_max,
+                payload_bytes_max=intake.limits.payload_bytes_max,
+            )
+            for name, intake in self._submission.intakes.items() if intake.durability is not Durability.NONE
+        }  # fmt: skip
+        # Guards _gatherings, of which _gathering is the one that was used last.
+        self._guard = threading.Lock()
+        self._gatherings: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Gathering] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._gathering: Gathering | None = None
         self._flushes = threading.BoundedSemaphore(FLUSHES_MAX)
 
     def __repr__(self) -> str:
@@ -214,42 +204,93 @@ class AsyncEngine:
         key: Payload,
         payload: Payload = b"",
         priority: int = PRIORITY_NORMAL,
-        timeout: float | None = 30.0,
+        timeout: float | None = FROM_SETTINGS,
         idempotency_key: Payload = b"",
         not_before: When = None,
         deadline: When = None,
     ) -> AsyncTicket:
         """Submit one operation; returns when it is durable in its lane's sense.
 
-        `timeout` bounds the wait for room, in seconds. The other options are those of `Engine.submit`.
+        `timeout` (seconds; default: `Settings.submit_timeout_s`; None: for ever) bounds the wait for room. The other options are
+        those of `Engine.submit`.
 
-        If the task is cancelled while it waits, the operation may or may not have been accepted. Raises as
+        What the tasks of a loop submit in one iteration of it shares a commit group. If the task is cancelled while it waits, the
+        operation goes on all the same, unless there was no room for it yet: then it may or may not be accepted. Raises as
         `Engine.submit`.
         """
+        loop = get_running_loop()
+        sheaf = None if self._gathering is None else self._gathering.sheaf
+        if (
+            sheaf is None or sheaf.loop is not loop or sheaf.kind is not kind or sheaf.priority is not priority
+            or sheaf.timeout is not timeout or type(key) is not bytes or type(payload) is not bytes
+            or len(payload) > sheaf.small_bytes_max or not sheaf.key_bytes_min <= len(key) <= sheaf.key_bytes_max
+            or idempotency_key or not_before is not None or deadline is not None
+        ):  # fmt: skip
+            options = self._submission.options(kind, idempotency_key, not_before, deadline)
+            key, payload = self._submission.checked(kind, key, payload, priority)
+            desk = self._desks.get(kind)
+            if desk is None or options is not NO_OPTIONS:
+                return await self._submit_alone(kind, key, payload, priority, timeout, options)
+            sheaf = await self._sheaf_for(loop, desk, priority, timeout, len(payload))
+        future: Future[int] = Future(loop=loop)
+        sheaf.keys.append(key)
+        sheaf.payloads.append(payload)
+        futures = sheaf.futures
+        futures.append(future)
+        if len(futures) >= COUNT_MAX:
+            self._gathering_of(loop).hand_over()
+        lsn = await future
+        return AsyncTicket(sheaf.desk.issuer, lsn, sheaf.fate or sheaf.fate_of(lsn), lsn)
 
-        def submit() -> Ticket:
-            return self.engine.submit_nowait(
-                kind, key=key, payload=payload, priority=priority, idempotency_key=idempotency_key, not_before=not_before,
-                deadline=deadline,
-            )  # fmt: skip
+    async def _sheaf_for(
+        self, loop: asyncio.AbstractEventLoop, desk: Desk, priority: int, timeout: float | None, size: int
+    ) -> Sheaf:
+        """The sheaf that takes an operation, once there is room for one."""
+        timeout_ns = self._submission.timeout_ns(timeout)
+        timeout_s = None if timeout_ns is None else timeout_ns / NS_PER_S
+        gathering = self._gathering_of(loop)
+        gathering.make_room()
+        if gathering.refusal is not None:
+            await _room(gathering, timeout_s)
+        return gathering.begin(loop, desk, priority, timeout, timeout_s, size)
 
-        ticket = await self._accepted(submit, timeout)
-        awaited = AsyncTicket(ticket, self._waiting)
+    async def _submit_alone(
+        self, kind: str, key: bytes, payload: bytes, priority: int, timeout: float | None, options: Options
+    ) -> AsyncTicket:  # fmt: skip
+        """Submit what cannot share a sheaf: it has options, or its lane logs nothing."""
+        timeout_ns = self._submission.timeout_ns(timeout)
+        loop = asyncio.get_running_loop()
+        ends_s = None if timeout_ns is None else loop.time() + timeout_ns / NS_PER_S
+        self._hand_over()
+        ticket = None
+        while ticket is None:
+            try:
+                ticket = self._submission.submit(kind, key, payload, priority, 0.0, options, wait=False)
+            except Overloaded:
+                if ends_s is not None and loop.time() >= ends_s:
+                    raise
+                await asyncio.sleep(ROOM_POLL_S)
+        awaited = ticket._issued_by(self._issuer, AsyncTicket)  # noqa: SLF001 - of its own base
         if ticket.promises[0] is not None:
             await awaited.wait_durable()
         return awaited
 
-    async def _accepted(self, submit: Callable[[], Ticket], timeout: float | None) -> Ticket:
-        """The ticket, once there was room for the operation."""
-        loop = asyncio.get_running_loop()
-        deadline = None if timeout is None else loop.time() + timeout
-        while True:
-            try:
-                return submit()
-            except Overloaded:
-                if deadline is not None and loop.time() >= deadline:
-                    raise
-            await asyncio.sleep(ROOM_POLL_S)
+    def _issuer(self, issuer: Issuer) -> _AsyncIssuer:
+        return _AsyncIssuer(issuer.lane, issuer.durability, issuer.obstacle, self._waiting)
+
+    def _gathering_of(self, loop: asyncio.AbstractEventLoop) -> Gathering:
+        """What the tasks of a loop submit."""
+        with self._guard:
+            gathering = self._gatherings.get(loop)
+            if gathering is None:
+                gathering = self._gatherings[loop] = Gathering(loop, self._submission.committer)
+        self._gathering = gathering
+        return gathering
+
+    def _hand_over(self) -> None:
+        """What tasks of this loop have submitted goes before what comes next."""
+        with contextlib.suppress(RuntimeError):  # no loop is running here
+            self._gathering_of(asyncio.get_running_loop()).hand_over()
 
     def submit_nowait(
         self,
@@ -263,11 +304,12 @@ class AsyncEngine:
         deadline: When = None,
     ) -> AsyncTicket:
         """As `Engine.submit_nowait`. Does not wait for the disk."""
+        self._hand_over()
         ticket = self.engine.submit_nowait(
             kind, key=key, payload=payload, priority=priority, idempotency_key=idempotency_key, not_before=not_before,
             deadline=deadline,
         )  # fmt: skip
-        return AsyncTicket(ticket, self._waiting)
+        return ticket._issued_by(self._issuer, AsyncTicket)  # noqa: SLF001 - of its own base
 
     async def submit_many(
         self,
@@ -275,10 +317,11 @@ class AsyncEngine:
         operations: Iterable[tuple[Payload, Payload]],
         *,
         priority: int = PRIORITY_NORMAL,
-        timeout: float | None = 30.0,
+        timeout: float | None = FROM_SETTINGS,
     ) -> range:
         """As `Engine.submit_many`, in a thread. Cancelling it does not undo the submit."""
         pairs = list(operations)
+        self._hand_over()
         return await asyncio.to_thread(
             self.engine.submit_many, kind, pairs, priority=priority, timeout=timeout
         )
@@ -288,6 +331,7 @@ class AsyncEngine:
 
         Raises Overloaded where too many are under way.
         """
+        self._hand_over()
         if not self._flushes.acquire(blocking=False):
             raise Overloaded(
                 "FLUSHES_MAX", value=FLUSHES_MAX, maximum=FLUSHES_MAX, hint="wait until some have ended"
@@ -351,7 +395,11 @@ class AsyncEngine:
         return await _in_thread("walbatch-await-drop", lambda: self.engine.drop(wanted))
 
     async def close(self, *, drain: bool = True, timeout: float | None = 30.0) -> CloseReport:
-        """As `Engine.close`, in a thread; not interrupted by cancelling the task."""
+        """As `Engine.close`, in a thread; not interrupted by cancelling the task.
+
+        Whatever awaits an operation is answered: it is durable, or EngineClosed is raised.
+        """
+        self._hand_over()
         return await _in_thread(
             "walbatch-await-close", lambda: self.engine.close(drain=drain, timeout=timeout)
         )
@@ -383,6 +431,16 @@ class _Opening:
             threading.Thread(
                 target=engine.close, kwargs={"drain": False}, name="walbatch-unopen", daemon=True
             ).start()
+
+
+async def _room(gathering: Gathering, timeout_s: float | None) -> None:
+    """Wait until more may be gathered. Raises Overloaded at the timeout."""
+    loop = asyncio.get_running_loop()
+    ends_s = None if timeout_s is None else loop.time() + timeout_s
+    while (refusal := gathering.refusal) is not None:
+        if ends_s is not None and loop.time() >= ends_s:
+            raise refusal
+        await asyncio.sleep(ROOM_POLL_S)
 
 
 async def _in_thread(name: str, function: Callable[[], _T]) -> _T:

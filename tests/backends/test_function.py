@@ -139,7 +139,7 @@ def test_a_coroutine_that_would_end_the_interpreter_does_not_end_the_loop(error:
 
 def run_on(backend: FunctionBackend, awaitable: Awaitable[object]) -> object:
     """Wait for something on the backend's loop."""
-    return backend._loop.finish(awaitable)
+    return backend._finish(awaitable)
 
 
 async def set_it(event: asyncio.Event) -> None:
@@ -288,7 +288,7 @@ def test_a_coroutine_that_ends_itself_by_cancellation_is_not_mistaken_for_close(
 def test_a_coroutine_that_blocks_the_loop_does_not_block_close_and_its_caller_waits_for_its_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("walbatch.backends.function.CLOSE_WAIT_S", 0.05)
+    monkeypatch.setattr("walbatch.backends.eventloop.CLOSE_WAIT_S", 0.05)
     entered, release = threading.Event(), threading.Event()
 
     async def block(_: Batch) -> None:
@@ -385,7 +385,7 @@ async def wait_in_a_thread(go: threading.Event) -> None:
 def test_what_a_call_left_behind_has_not_ended_until_it_has(
     left_behind: Callable[[threading.Event], Coroutine[Any, Any, None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("walbatch.backends.function.CLOSE_WAIT_S", 0.05)
+    monkeypatch.setattr("walbatch.backends.eventloop.CLOSE_WAIT_S", 0.05)
     go = threading.Event()
 
     async def apply(_: Batch) -> None:

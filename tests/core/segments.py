@@ -199,7 +199,7 @@ def with_header(frame: bytes, header: FrameHeader, *, seed: int) -> bytes:
         count=header.count,
         stored_bytes=header.stored_bytes,
         raw_bytes=header.raw_bytes,
-        padded=frame[limits.FRAME_HEADER_BYTES :],
+        parts=(frame[limits.FRAME_HEADER_BYTES :],),
         crc=header.body_crc,
     )
     head = encode_frame_header(

@@ -16,6 +16,7 @@ from tests.core.segments import STORE
 from walbatch import limits
 from walbatch.core.batcher import CutPolicy, Entry, Flight, ShardQueue, Situation, entry_bytes
 from walbatch.core.delivery import judge
+from walbatch.core.run import Run
 from walbatch.core.settlement import ShardLedger
 from walbatch.types import (
     NO_OPTIONS,
@@ -203,21 +204,16 @@ class QueueMachine(RuleBasedStateMachine):
             self.unsettled[lsn] = pushed
             self.set_times(lsn, not_before, deadline)
 
-    @rule(data=st.data(), room=st.booleans())
-    def push_many(self, data: st.DataObject, *, room: bool) -> None:
-        """What came at once goes in at once, or one by one."""
-        rows = st.tuples(st.sampled_from(self.keys or [b"d"]), st.sampled_from(self.priorities))
-        entries: list[Entry] = []
-        for key, priority in data.draw(st.lists(rows, min_size=1, max_size=8)):
-            entries.append(entry(self.next_lsn, key, payload=b"many", now_ns=self.now_ns, priority=priority))
-            self.next_lsn += 1
-        most = self.queue.memory_bytes + sum(map(entry_bytes, entries)) - (not room)
-        taken = self.queue.push_many(entries, memory_bytes_max=most)
-        assert room or not taken
-        for e in entries:
-            self.unsettled[e[0]] = e
-            if not taken:
-                self.queue.push(e)
+    @rule(data=st.data(), priority=st.integers(0, 3))
+    def push_run(self, data: st.DataObject, priority: int) -> None:
+        """What came at once goes in at once."""
+        keys = data.draw(st.lists(st.sampled_from(self.keys or [b"d"]), min_size=1, max_size=8))
+        lsns = range(self.next_lsn, self.next_lsn + len(keys))
+        self.next_lsn += len(keys)
+        payloads = [b"run"] * len(keys)
+        run = Run(lsns, keys, payloads, self.priorities[priority % len(self.priorities)], self.now_ns)
+        self.unsettled.update((e[0], e) for e in run)
+        self.queue.push_run(run)
 
     def set_times(self, lsn: int, not_before: int, deadline: int) -> None:
         if not_before:
@@ -332,7 +328,7 @@ class QueueMachine(RuleBasedStateMachine):
             for lsn in lsns(flight.entries)
         }
         for e in taken:
-            assert self.unsettled[e[0]] is e
+            assert self.unsettled[e[0]] == e
             assert e[0] not in others, "in flight twice"
             assert e[0] not in self.cancelled
             assert e[0] not in self.expired
@@ -359,7 +355,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     def settle_all(self, number: int) -> None:
         entries = self.queue.flights[number].entries
-        assert self.queue.finish(number) is entries
+        assert self.queue.finish(number).entries is entries
         self.settle(entries)
         assert self.queue.failures == 0
 
@@ -442,7 +438,7 @@ class QueueMachine(RuleBasedStateMachine):
         if flying or lsn in self.cancelled or lsn in self.expired or lsn not in self.unsettled:
             assert found is None
         else:
-            assert found is self.unsettled[lsn]
+            assert found == self.unsettled[lsn]
             self.cancelled[lsn] = found
 
     @rule(data=st.data())
@@ -487,7 +483,7 @@ class QueueMachine(RuleBasedStateMachine):
             assert queue.oldest_arrival_ns == min((e[4] for e in self.unsettled.values()), default=None)
         if queue._calm:
             assert sorted(places(queue)) == sorted(
-                lsns([*ready, *(e for f in queue.flights.values() for e in f.entries)])
+                lsns([*ready, *queue._beyond, *(e for f in queue.flights.values() for e in f.entries)])
             )
 
     @invariant()
@@ -533,7 +529,7 @@ def test_a_batch_is_in_flight_until_it_is_answered() -> None:
     assert repr(queue) == "<ShardQueue 1 ready, 0 waiting, 1 in flight>"
     with pytest.raises(AssertionError):
         queue.cut(at(), CutReason.COUNT)
-    assert queue.finish(1) == [entry(1, b"a")]
+    assert queue.finish(1).entries == [entry(1, b"a")]
     assert cut(queue).number == 2
 
 
@@ -905,7 +901,7 @@ def test_what_is_left_of_a_failed_batch_can_be_taken_out_as_a_whole() -> None:
     queue.release(0)
     assert (queue.ready, repr(queue._places.parcels.front[0])) == (2, "<Parcel of 2, 1 tries>")
     assert repr(queue._places) == (
-        "<Places <Lines of 0, 0 urgent, priorities []>, <Holds of 1 operations under 2 names>, "
+        "<Places <Line of 0, 0 urgent>, <Holds of 1 operations under 2 names>, "
         "<Parcels: 1 in front, 0 waiting>>"
     )
     queue.cancel(1)
@@ -1301,53 +1297,90 @@ def test_a_restored_operation_still_has_its_deadline() -> None:
     assert lsns(queue.expire(500)) == [1]
 
 
+def test_a_batch_knows_how_often_any_of_its_operations_failed() -> None:
+    queue = queue_of(count=3)
+    push(queue, b"a", b"b", b"c")
+    assert queue.most_attempts([1, 2, 3]) == 0
+    flight = cut(queue)
+    queue.blame(flight.number, [1])
+    assert queue.most_attempts([1, 2, 3]) == 1
+    assert queue.most_attempts([1, 3]) == 0
+
+
 # --- many at once -------------------------------------------------------------------------------------------
 
 
+def run_of(first_lsn: int, count: int, *, priority: int = 5, size: int = 3) -> Run:
+    """Operations that came at once, each with a key of its own."""
+    keys = [b"%d" % lsn for lsn in range(first_lsn, first_lsn + count)]
+    return Run(range(first_lsn, first_lsn + count), keys, [bytes(size)] * count, priority, 0)
+
+
 @pytest.mark.parametrize("order", Order, ids=lambda order: order.value)
-def test_what_comes_at_once_goes_in_at_once_where_there_is_nothing_to_say_of_it(order: Order) -> None:
-    queue = queue_of(order, count=2, size=10**6)
-    entries = [entry(lsn, b"%d" % (lsn % 3), payload=b"pay") for lsn in range(2, 8)]
-    assert not queue.push_many(entries, memory_bytes_max=10**6), (
-        "the first operation says what an empty queue is for"
-    )
-    push(queue, b"1")
-    assert queue.push_many(entries, memory_bytes_max=10**6)
-    assert (len(queue), queue.ready) == (7, 7)
-    assert queue.memory_bytes == sum(map(entry_bytes, [entry(1, b"1"), *entries]))
-    assert drained(queue) == [[1, 2], [3, 4], [5, 6], [7]]
+def test_what_comes_at_once_is_cut_as_if_it_had_come_one_by_one(order: Order) -> None:
+    at_once, one_by_one = queue_of(order, count=3, size=10**6), queue_of(order, count=3, size=10**6)
+    for run in (run_of(1, 100), run_of(101, 2), run_of(103, 1), run_of(104, 70)):
+        at_once.push_run(run)
+        for e in run:
+            one_by_one.push(e)
+    assert (len(at_once), at_once.ready, at_once.memory_bytes) == (173, 173, one_by_one.memory_bytes)
+    while due(at_once) is not None:
+        flights = [cut(queue) for queue in (at_once, one_by_one)]
+        assert [list(column) for column in flights[0].columns()] == [
+            list(column) for column in flights[1].columns()
+        ]
+        assert flights[0].entries == flights[1].entries
+        assert flights[0].bytes == flights[1].bytes
+        for queue in (at_once, one_by_one):
+            queue.finish(flights[0].number)
+    assert drained(at_once) == drained(one_by_one) == [[172, 173]]
+    assert_empty(at_once)
+
+
+def test_a_batch_ends_where_its_bytes_do_also_in_the_middle_of_what_came_at_once() -> None:
+    queue = queue_of(count=1_000, size=50)
+    queue.push_run(run_of(10, 200, size=10))  # of 12 and of 13 bytes
+    assert lsns(cut(queue)) == [10, 11, 12, 13]
+    queue.finish(1)
+    queue.push(entry(210, b"210", payload=bytes(200)))
+    queue.push(entry(211, b"211"))
+    batches = drained(queue)
+    assert batches[-2:] == [[210], [211]], "one that is larger goes alone"
+    assert [lsn for batch in batches for lsn in batch] == list(range(14, 212))
+    assert max(map(len, batches)) == 4
     assert_empty(queue)
 
 
-ALIKE = [entry(lsn, b"%d" % lsn) for lsn in range(10, 16)]
-MANY = {
-    "another priority": ([], [*ALIKE[:5], entry(15, b"x", priority=4)], 10**6),
-    "an urgent one": ([], [*ALIKE[:5], entry(15, b"x", priority=9)], 10**6),
-    "several priorities are there": ([entry(2, b"b", priority=4)], ALIKE, 10**6),
-    "not enough memory": ([], ALIKE, 7 * (2 + limits.OPERATION_OVERHEAD_BYTES) - 2),
-    "too many for the ranges of a mark": ([entry(lsn, b"%d" % lsn) for lsn in range(2, 6)], ALIKE, 10**6),
-    "some are beyond": ([entry(lsn, b"%d" % lsn) for lsn in range(2, 13)], ALIKE, 10**6),
-}
-
-
-@pytest.mark.parametrize(("others", "entries", "room"), MANY.values(), ids=MANY.keys())
-def test_where_each_needs_a_look_nothing_is_done(
-    others: list[Entry], entries: list[Entry], room: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("priority", [5, 4, 9])
+@pytest.mark.parametrize("before", [0, 1, 9, 10, 12])
+def test_what_comes_at_once_waits_beyond_the_limit_as_if_it_had_come_one_by_one(
+    before: int, priority: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "WINDOW_COUNT_MAX", 10)
-    queue = queue_of()
-    for other in [entry(1, b"a"), *others]:
-        queue.push(other)
-    before = (len(queue), queue.ready, queue.memory_bytes)
-    assert not queue.push_many(entries, memory_bytes_max=room)
-    assert (len(queue), queue.ready, queue.memory_bytes) == before
-    assert queue_of_one().push_many(ALIKE, memory_bytes_max=10**6), "else they would have gone in"
+    at_once, one_by_one = queue_of(), queue_of()
+    for queue in (at_once, one_by_one):
+        for lsn in range(1, before + 1):
+            queue.push(entry(lsn, b"%d" % lsn))
+    at_once.push_run(run_of(50, 8, priority=priority))
+    for e in run_of(50, 8, priority=priority):
+        one_by_one.push(e)
+    assert (len(at_once), at_once.ready) == (len(one_by_one), one_by_one.ready)
+    assert lsns(at_once._beyond) == lsns(one_by_one._beyond)
+    assert drained(at_once) == drained(one_by_one)
+    assert_empty(at_once)
 
 
-def queue_of_one() -> ShardQueue:
-    queue = queue_of()
-    push(queue, b"a")
-    return queue
+def test_what_is_beyond_comes_inside_at_once_but_for_what_has_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "WINDOW_COUNT_MAX", 100)
+    queue = queue_of(count=100, size=10**6)
+    queue.push_run(run_of(1, 250))
+    assert (queue.ready, len(queue), queue._calm) == (100, 250, True)
+    queue.finish(cut(queue).number)
+    assert queue.ready == 100
+    queue.push(entry(300, b"late"), not_before_ns=500)
+    assert drained(queue) == [list(range(101, 201)), list(range(201, 251))]
+    assert drained(queue, 500) == [[300]]
+    assert_empty(queue)
 
 
 # --- bounds -------------------------------------------------------------------------------------------------
@@ -1454,6 +1487,26 @@ def test_an_operation_fetched_ahead_waits_behind_its_key_beyond_the_limit(
     push(queue, b"a", b"b", b"c")
     push_ahead(queue, [entry(1000, b"c", priority=9), entry(1001, b"d", priority=9)])
     assert [lsn for batch in drained(queue) for lsn in batch] == [1001, 1, 2, 3, 1000]
+    assert_empty(queue)
+
+
+def test_what_was_fetched_ahead_beyond_the_limit_is_found_when_it_has_come_inside(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It stands before what is elder then: nobody may look for it where its LSN belongs."""
+    monkeypatch.setattr(limits, "WINDOW_COUNT_MAX", 2)
+    queue = queue_of(count=9)
+    push(queue, b"a", b"b", b"c", priority=5)
+    queue.push_ahead([(entry(1000, b"c"), 0, 500)])
+    push(queue, b"d", b"e", first_lsn=10)
+    monkeypatch.setattr(limits, "WINDOW_COUNT_MAX", 100)
+    queue.finish(cut(queue, draining=True).number)
+    queue.push_run(run_of(12, 70))
+    found = queue.cancel(12)
+    assert found is not None
+    assert lsns(queue.expire(500)) == [1000]
+    queue.drop([12, 1000])
+    assert [lsn for batch in drained(queue) for lsn in batch] == [3, 10, 11, *range(13, 82)]
     assert_empty(queue)
 
 

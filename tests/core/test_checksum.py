@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from importlib.machinery import PathFinder
+from types import ModuleType
 
+import crc32c as package
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,13 +57,32 @@ def test_any_buffer_will_do(data: bytes) -> None:
     assert crc32c_audit(bytearray(data), 0) == crc32c_audit(memoryview(data), 0) == crc32c_audit(data, 0)
 
 
-def test_without_the_fast_package_the_slow_one_steps_in_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "crc32c", None)
-    spec = importlib.util.spec_from_file_location("checksum_without_crc32c", checksum.__file__)
+def load_again() -> ModuleType:
+    """The module once more, with what can be imported now."""
+    spec = importlib.util.spec_from_file_location("checksum_again", checksum.__file__)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_without_the_fast_package_the_slow_one_steps_in_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "crc32c", None)
     with pytest.warns(UserWarning, match="crc32c package is missing"):
-        spec.loader.exec_module(module)
+        module = load_again()
     assert module.crc32c is module.crc32c_audit
     assert module.crc32c(b"123456789", 0) == 0xE3069283
+
+
+def test_a_fast_package_that_is_laid_out_differently_is_imported_as_a_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(PathFinder, "find_spec", lambda *_: None)
+    assert load_again().crc32c is package.crc32c
+
+
+def test_the_fast_sum_is_the_one_of_the_package_without_what_the_package_imports() -> None:
+    assert crc32c is not crc32c_audit
+    assert crc32c is not package.crc32c
+    assert getattr(crc32c, "__name__", "") == package.crc32c.__name__

@@ -90,6 +90,49 @@ def test_what_a_group_accepts_can_be_encoded_at_its_limit() -> None:
     assert limits.GROUP_BYTES_MAX < body.raw_bytes <= limits.FRAME_RAW_BYTES_MAX
 
 
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(0, 1), st.integers(0, 1), st.integers(4, 5), st.integers(1, 3), st.booleans()),
+        min_size=1, max_size=8,
+    )
+)  # fmt: skip
+def test_what_all_operations_have_in_common_is_said_once_and_the_columns_are_the_same(
+    rows: list[tuple[int, int, int, int, bool]],
+) -> None:
+    group = CommitGroup(1)
+    lanes, shards, priorities = list[int](), list[int](), list[int]()
+    keys: list[bytes] = []
+    for lane, shard, priority, count, as_column in rows:
+        added = [b"%d" % (len(keys) + number) for number in range(count)]
+        group.add(
+            lane, [shard] * count if as_column else shard, added, added, priority, 2 * sum(map(len, added)), needs_sync=True
+        )  # fmt: skip
+        lanes += [lane] * count
+        shards += [shard] * count
+        priorities += [priority] * count
+        keys += added
+    assert (group.lanes, group.shards, group.priorities) == (lanes, shards, priorities)
+    assert (group.keys, group.payloads) == (keys, keys)
+    for sole, column in (
+        (group.sole_lane, lanes), (group.sole_priority, priorities), (group.sole_shard, shards),
+    ):  # fmt: skip
+        assert sole is None or set(column) == {sole}
+    assert (group.sole_lane is None) == (len(set(lanes)) > 1)
+    assert (group.sole_priority is None) == (len(set(priorities)) > 1)
+    if not any(as_column for *_, as_column in rows):
+        assert (group.sole_shard is None) == (len(set(shards)) > 1)
+    check_parallel(group)
+
+
+def test_an_interrupted_first_add_leaves_nothing_that_the_next_one_would_take_for_its_own() -> None:
+    group = CommitGroup(1)
+    with pytest.raises(Signal):
+        INTERRUPTIONS["payloads"](group)
+    assert add(group, (b"a", b"1"), lane=3, priority=6) == 1
+    assert (group.sole_lane, group.sole_priority) == (3, 6)
+    assert (group.lanes, group.shards, group.payloads, group.priorities) == ([3], [0], [b"1"], [6])
+
+
 # --- options ---------------------------------------------------------------------------------------------------------
 
 LATE = Options(not_before_ns=7, idempotency_key=b"once")

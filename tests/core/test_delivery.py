@@ -31,6 +31,7 @@ from walbatch.core.delivery import (
     classify,
     judge,
     recourse,
+    results_of,
 )
 from walbatch.errors import (
     BackendBroken,
@@ -79,6 +80,29 @@ def test_none_says_that_all_were_applied(order: Order) -> None:
 
 def test_results_are_handed_through() -> None:
     assert judge(batch_of(b"a", b"b"), [Applied("x"), Applied()], Order.KEY) == verdict_of({0: "x", 1: None})
+
+
+def test_the_results_of_an_answer_that_says_applied_throughout_are_what_judge_finds() -> None:
+    batch = batch_of(b"a", b"b")
+    for answer in ([Applied(1), Applied(None)], (Applied(1), Applied(None))):
+        found = results_of(answer, 2)
+        assert found == [1, None]
+        assert dict(enumerate(found)) == judge(batch, answer, Order.KEY).applied
+
+
+class Lookalike(Applied):
+    """Says that it is applied, in its own way."""
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None, [], [Applied()], [Applied()] * 3, [Applied(), Retry()], [Rejected(), Applied()], [Applied(), None], {0: Applied()},
+        Failures({}), [Applied(), Lookalike()], [Applied(), object.__new__(Applied)], "ab", 2,
+    ],
+)  # fmt: skip
+def test_any_other_answer_is_left_to_judge(answer: Any) -> None:
+    assert results_of(answer, 2) is None
 
 
 def test_a_tuple_is_as_good_as_a_list() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from walbatch.core.entry import Entry
 from walbatch.core.fairness import LOW_SHARE, Line, Lines
+from walbatch.core.run import Run
 from walbatch.types import NO_OPTIONS, PRIORITY_URGENT
 
 
@@ -98,6 +99,102 @@ def test_a_priority_that_had_nothing_has_no_credit_from_that_time() -> None:
     assert Counter(taken(lines, 30))[6] <= 11
 
 
+def test_where_none_is_lower_a_long_run_changes_nothing() -> None:
+    """Of urgent ones alone, all are above the bar: each step of priority doubles the share, however long it goes on."""
+    lines = backlog([5, 8, 9], 100)
+    taken(lines, 9)
+    for lsn in [e[0] for e in lines if e[3] == 5]:
+        lines.withdraw([lsn])
+    shares = Counter(taken(lines, 90))
+    assert (shares[8], shares[9]) == (30, 60)
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+def test_what_comes_at_once_is_taken_as_if_it_had_come_one_by_one(keyed: bool) -> None:
+    runs = [
+        run_of(1, 70, 5),
+        run_of(71, 30, 9),
+        run_of(101, 40, 2),
+        run_of(141, 3, 5),
+        run_of(60_000, 2, 5),
+        run_of(150, 2, 5),
+    ]
+    at_once, one_by_one = Lines((), keyed=keyed), Lines((), keyed=keyed)
+    for run in runs:
+        at_once.extend(run)
+        for e in run:
+            one_by_one.add(e)
+    assert (len(at_once), at_once.bytes, at_once.urgent) == (
+        len(one_by_one),
+        one_by_one.bytes,
+        one_by_one.urgent,
+    )
+    assert lsns(at_once.withdraw([150])) == lsns(one_by_one.withdraw([150])) == [150], (
+        "it stands behind what is younger"
+    )
+    assert at_once.take(200, 10**9) == one_by_one.take(200, 10**9)
+
+
+# --- columns ------------------------------------------------------------------------------------------------
+
+
+def run_of(first_lsn: int, count: int, priority: int = 5) -> Run:
+    found = range(first_lsn, first_lsn + count)
+    return Run(
+        found, [b"%d" % (lsn % 9) for lsn in found], [bytes(lsn % 5) for lsn in found], priority, first_lsn
+    )
+
+
+@given(
+    counts=st.lists(st.integers(1, 150), min_size=1, max_size=6),
+    takes=st.lists(st.tuples(st.integers(1, 120), st.integers(1, 300)), min_size=1, max_size=12),
+    gone=st.sets(st.integers(1, 600), max_size=5),
+)  # fmt: skip
+def test_a_line_gives_what_came_in_order_within_the_bounds(
+    counts: list[int], takes: list[tuple[int, int]], gone: set[int]
+) -> None:
+    line, first_lsn, left = Line(), 1, list[Entry]()
+    for count in counts:
+        line.extend(run_of(first_lsn, count))
+        left += run_of(first_lsn, count)
+        first_lsn += count
+    for count, bytes_max in takes:
+        runs, size = line.take(count, bytes_max)
+        found = [e for run in runs for e in run]
+        assert found == left[: len(found)]
+        assert size == sum(len(e[1]) + len(e[2]) for e in found) == sum(run.bytes for run in runs)
+        assert size <= bytes_max or len(found) == 1
+        del left[: len(found)]
+        if left and len(found) < count:
+            assert size + len(left[0][1]) + len(left[0][2]) > bytes_max, "there was room for one more"
+        assert lsns(line.withdraw(gone)) == [e[0] for e in left if e[0] in gone]
+        left = [e for e in left if e[0] not in gone]
+        assert list(line) == left
+        assert (len(line), line.bytes) == (len(left), sum(len(e[1]) + len(e[2]) for e in left))
+        assert (line.lowest_lsn(), line.oldest_ns()) == ((left[0][0], left[0][4]) if left else (0, 0))
+        if not left:
+            return
+
+
+def test_what_was_taken_of_a_long_run_does_not_stay_in_memory() -> None:
+    line = Line()
+    line.extend(run_of(1, 1_000))
+    for _ in range(999):
+        line.take(1, 10**6)
+        assert sum(map(len, line._runs)) <= max(2 * len(line), 1)
+
+
+def test_what_comes_back_joins_what_it_stands_next_to() -> None:
+    """A batch that comes back one by one must not cost a run for each operation."""
+    line = Line()
+    line.extend(run_of(500, 100))
+    for lsn in range(1, 100):
+        line.add_back((lsn, b"k", b"", 5, 7, NO_OPTIONS))
+    line.add_back((550_000, b"k", b"", 5, 7, NO_OPTIONS))
+    assert len(line._runs) == 3
+    assert lsns(line) == [*range(1, 100), *range(500, 600), 550_000]
+
+
 # --- keys ---------------------------------------------------------------------------------------------------
 
 
@@ -146,7 +243,9 @@ def both(entries: list[Entry]) -> list[Line | Lines]:
 
 
 def all_of(lines: Line | Lines) -> list[int]:
-    return lsns(lines.take(10**6, 10**9)[0])
+    if isinstance(lines, Lines):
+        return lsns(lines.take(10**6, 10**9)[0])
+    return lsns(e for run in lines.take(10**6, 10**9)[0] for e in run)
 
 
 def test_some_or_many_are_withdrawn_and_come_back_where_they_were() -> None:
@@ -179,6 +278,20 @@ def test_an_operation_is_inserted_where_its_lsn_belongs() -> None:
         assert (len(lines), lines.urgent, lines.oldest_ns(), lines.lowest_lsn()) == (5, 5, 1, 1)
         assert lsns(lines) == [1, 5, 7, 9, 11]
         assert all_of(lines) == [1, 5, 7, 9, 11]
+
+
+def test_the_younger_operations_of_several_keys_are_withdrawn_from_columns() -> None:
+    line = Line()
+    for first_lsn in (1, 101, 301):
+        line.extend(run_of(first_lsn, 90))
+    line.take(5, 10**6)
+    before = list(line)
+    found = line.withdraw_keys({b"1": 20, b"2": 0, b"none": 0})
+    assert found == [e for e in before if e[1] == b"2" or (e[1] == b"1" and e[0] > 20)]
+    left = [e for e in before if e not in found]
+    assert list(line) == left
+    assert (len(line), line.bytes) == (len(left), sum(len(e[1]) + len(e[2]) for e in left))
+    assert line.withdraw_keys({b"none": 0}) == []
 
 
 def test_a_line_out_of_order_is_searched_as_a_whole() -> None:

@@ -1049,7 +1049,7 @@ def carry_out(plan: Plan, prev: Segment, *, salt: int) -> Segment:
             count=header.count,
             stored_bytes=header.stored_bytes,
             raw_bytes=header.raw_bytes,
-            padded=padded,
+            parts=(padded,),
             crc=header.body_crc,
         )
         segment.put(body, type_=header.type, span=header.span, synced_lsn=plan.prev_last_lsn)

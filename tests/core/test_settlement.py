@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterable, Sequence
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -66,6 +68,21 @@ class LedgerMachine(RuleBasedStateMachine):
             self.pending.add(lsn)
             self.ledger.admit(lsn)
 
+    @rule(gaps=st.lists(st.integers(1, 3), min_size=1, max_size=8), are_consecutive=st.booleans())
+    def many_durable(self, gaps: list[int], *, are_consecutive: bool) -> None:
+        """A whole group of this shard became durable, as a range or with other shards' between them."""
+        first = self.next_lsn
+        if self.ledger.knows_from(first):
+            return
+        lsns: Sequence[int] = tuple(first + sum(gaps[:i]) for i in range(len(gaps)))
+        if are_consecutive:
+            lsns = range(first, first + len(gaps))
+        self.next_lsn = lsns[-1] + 1
+        self.mine.update(lsns)
+        self.pending.update(lsns)
+        self.ledger.admit_many(lsns)
+        assert not any(self.ledger.is_pending(lsn) for lsn in range(first, self.next_lsn) if lsn not in lsns)
+
     @rule(distance=st.integers(0, 6))
     def out_of_turn(self, distance: int) -> None:
         """An operation that the frontier has not come to is brought forward."""
@@ -88,6 +105,20 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger.settle(lsns)
         self.pending -= lsns
         self.settled |= lsns
+
+    @rule(count=st.integers(1, 12), kind=st.sampled_from([tuple, list, frozenset]))
+    @precondition(lambda self: self.pending)
+    def settle_the_eldest(self, count: int, kind: Callable[[Iterable[int]], Collection[int]]) -> None:
+        """As batches do that were cut in order. A mark says before what it comes to."""
+        eldest = sorted(self.pending)[:count]
+        lsns: Collection[int] = kind(eldest)
+        if eldest[-1] - eldest[0] + 1 == len(eldest) and kind is not frozenset:
+            lsns = range(eldest[0], eldest[-1] + 1)
+        promised = self.ledger.mark(epoch=4, settling=lsns)
+        self.ledger.settle(lsns)
+        self.pending.difference_update(eldest)
+        self.settled.update(eldest)
+        assert promised == self.ledger.mark(epoch=4)
 
     @rule()
     @precondition(lambda self: self.pending)
@@ -132,6 +163,8 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         watermark = self.ledger.watermark()
         assert len(self.ledger) == len(self.pending)
+        assert all(map(self.ledger.is_pending, self.pending))
+        assert not any(map(self.ledger.is_pending, self.settled))
         assert all(watermark < lsn for lsn in self.pending)
         assert watermark <= self.ledger.mark(epoch=1).watermark
         if not self.pending:
@@ -251,6 +284,56 @@ def test_what_was_settled_out_of_turn_is_covered_and_need_not_be_met_again() -> 
     assert ledger.mark(epoch=0) == Mark(ranges=((2, 7),))
     ledger.settle([1])
     assert ledger.watermark() == 9
+
+
+def test_what_is_settled_in_order_costs_one_comparison_of_a_block() -> None:
+    """Nothing is taken apart into single LSNs."""
+    ledger = ShardLedger(Mark())
+    ledger.admit_many(range(1, 1_001))
+    ledger.admit_many(tuple(range(1_001, 3_001, 2)))
+    for lsns in (
+        range(1, 400),
+        range(400, 1_001),
+        tuple(range(1_001, 2_001, 2)),
+        list(range(2_001, 2_011, 2)),
+    ):
+        ledger.settle(lsns)
+        assert not ledger._pending
+        assert ledger.watermark() >= lsns[-1]
+    assert (len(ledger), ledger.watermark()) == (495, 2_010)
+    assert not ledger.is_pending(2_009)
+    assert ledger.is_pending(2_011)
+    assert not ledger.is_pending(2_012)
+    assert not ledger.is_pending(5_000)
+
+
+def test_what_was_admitted_one_by_one_does_not_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settlement, "_BLOCK_COUNT", 10)
+    ledger = ShardLedger(Mark())
+    for lsn in range(1, 1_001):
+        ledger.admit(lsn)
+        if lsn > 5:
+            ledger.settle([lsn - 5])
+    assert sum(map(len, ledger._blocks)) <= 2 * 10
+    assert len(ledger) == 5
+
+
+@pytest.mark.parametrize(
+    ("known", "knows"),
+    [
+        (Mark(), False),
+        (Mark(watermark=5), True),
+        (Mark(ranges=((3, 5),)), True),
+        (Mark(ranges=((3, 4),)), False),
+    ],
+)
+def test_it_says_whether_anything_may_be_known_of_what_comes(known: Mark, *, knows: bool) -> None:
+    ledger = ShardLedger(known)
+    assert ledger.knows_from(5) is knows
+    ledger.admit_ahead(9)
+    assert ledger.knows_from(5)
+    ledger.settle([9])
+    assert ledger.knows_from(5)
 
 
 def test_settling_what_is_not_pending_is_a_bug_of_ours() -> None:

@@ -172,10 +172,11 @@ class Rig:
     def submit(
         self, *payloads: bytes, wait: bool = True, needs_sync: bool = True, timeout_ms: float | None = None
     ) -> tuple[int, Any]:
-        return self.committer.submit(
-            0, [0] * len(payloads), [b"k"] * len(payloads), payloads, 5, sum(map(len, payloads)) + len(payloads),
+        lsn, fate = self.committer.submit(
+            0, 0, [b"k"] * len(payloads), payloads, 5, sum(map(len, payloads)) + len(payloads),
             needs_sync=needs_sync, timeout_ns=None if timeout_ms is None else int(timeout_ms * MS), wait=wait,
         )  # fmt: skip
+        return lsn, fate.durable
 
     def stop(self) -> None:
         self.committer.refuse("closed")

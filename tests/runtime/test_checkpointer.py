@@ -18,7 +18,7 @@ from walbatch.runtime.checkpointer import CheckpointBase, Checkpointer
 from walbatch.runtime.clock import RealThreads
 from walbatch.runtime.identities import KeyIndex
 from walbatch.runtime.overview import Settled
-from walbatch.runtime.ticket import Promise
+from walbatch.runtime.ticket import Fate
 from walbatch.types import Checkpoint, KeyUse, LaneMark, Mark
 
 
@@ -258,9 +258,8 @@ def test_as_many_idempotency_keys_are_saved_as_there_is_room_for_the_oldest_firs
 
     state = State()  # type: ignore[abstract]
     keys = KeyIndex(threads=RealThreads(), clock=StillClock(), age_ns=10**9, uses=(), saved_lsn=0)
-    promise = Promise(RealThreads())
     for lsn in range(2, 202, 2):
-        keys.use("put", b"%d" % lsn, lsn, 5, durable=promise, settled=promise)
+        keys.use("put", b"%d" % lsn, lsn, 5, Fate(RealThreads(), lsn, lsn, None))
     assert keys.save(state, up_to_lsn=200, wall_ns=6) == 2 * room + 1
     assert [use.lsn for use in saved] == [*range(2, 2 * room + 1, 2)]
     assert not notes or notes[-1] == 2 * room

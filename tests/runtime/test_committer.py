@@ -169,15 +169,14 @@ def test_what_is_written_is_not_acknowledged_any_more_once_the_log_has_failed(
     monkeypatch: pytest.MonkeyPatch, needs_sync: bool
 ) -> None:
     rig = Rig(interval_ms=3_600_000)
-    wait = Promise.wait
+    take = Promise.take
 
-    def fail_meanwhile(promise: Promise, timeout_ns: int | None) -> bool:
-        happened = wait(promise, timeout_ns)
+    def fail_meanwhile(promise: Promise) -> Any:
         rig.committer.halt(DurabilityUnknown("a sync failed"))
-        return happened
+        return take(promise)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Promise, "wait", fail_meanwhile)
+        patch.setattr(Promise, "take", fail_meanwhile)
         if needs_sync:
             assert rig.submit(b"a", needs_sync=True)[0] == 1, "it was synced before"
         else:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -96,6 +96,74 @@ def test_the_timer_does_not_spin_while_a_batch_is_in_flight() -> None:
         backend.go.set()
 
 
+def handed_out(engine: wb.Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many batches the timer gives to workers, each time."""
+    counts: list[int] = []
+    workers = engine._dispatcher._workers
+    hand_out = workers.hand_out
+
+    def counted(jobs: Sequence[Callable[[], None]]) -> None:
+        counts.append(len(jobs))
+        hand_out(jobs)
+
+    monkeypatch.setattr(workers, "hand_out", counted)
+    return counts
+
+
+def test_a_worker_goes_on_with_the_next_batch_of_its_shard_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    with open_engine(one_lane(recorder, trigger=wb.Trigger(count=1), shards=2)) as engine:
+        engine.pause("put")
+        engine.submit_many("put", [(b"%d" % number, b"") for number in range(200)])
+        counts = handed_out(engine, monkeypatch)
+        engine.resume("put")
+        engine.flush(timeout=30)
+        assert engine.stats().lanes["put"].batches == 200
+        assert sum(counts) < 20
+    assert sorted(recorder.lsns) == list(range(1, 201))
+
+
+@pytest.mark.parametrize(
+    ("lane", "in_flight_max"), [({"strategy": "serial"}, 8), ({}, 1), ({}, 2), ({"order": "none"}, 1)],
+    ids=["one batch at a time", "one slot", "two slots", "one slot without order"],
+)  # fmt: skip
+def test_shards_that_wait_for_a_slot_are_not_kept_waiting_by_one_that_has_it(
+    lane: dict[str, Any], in_flight_max: int
+) -> None:
+    shards: list[int] = []
+    settings = wb.Settings(segment_bytes=2**16, in_flight_max=in_flight_max, timer_ms=60_000)
+    lanes = one_lane(lambda batch: shards.append(batch.shard), trigger=wb.Trigger(count=1), shards=3, **lane)
+    with open_engine(lanes, settings=settings) as engine:
+        engine.pause("put")
+        engine.submit_many("put", [(b"%d" % number, b"") for number in range(90)])
+        engine.resume("put")
+        engine.flush(timeout=30)
+    assert len(shards) == 90
+    assert set(shards[:12]) == {0, 1, 2}
+
+
+def test_groups_for_a_lane_that_is_paused_do_not_wake_the_timer_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = wb.Settings(segment_bytes=2**16, timer_ms=60_000)
+    with open_engine(one_lane(Recorder(), trigger=wb.Trigger(count=1)), settings=settings) as engine:
+        engine.pause("put")
+        dispatcher, absorbed = engine._dispatcher, []
+        absorb = dispatcher._absorb
+
+        def counted() -> None:
+            absorbed.append(len(dispatcher._inbox))
+            absorb()
+
+        monkeypatch.setattr(dispatcher, "_absorb", counted)
+        for number in range(200):
+            engine.submit("put", key=b"%d" % number)
+        assert len(absorbed) <= 3
+        assert engine.stats().lanes["put"].submitted == 200, "who asks does not have to wait for the timer"
+        engine.resume("put")
+        engine.flush(timeout=30)
+
+
 def test_without_a_linger_a_lonely_operation_is_applied_at_once() -> None:
     recorder = Recorder()
     settings = wb.Settings(segment_bytes=2**16, timer_ms=60_000)
@@ -103,6 +171,29 @@ def test_without_a_linger_a_lonely_operation_is_applied_at_once() -> None:
         for number in range(20):
             assert engine.submit("put", key=b"k").result(timeout=30) is None
             assert len(recorder.applied) == number + 1
+
+
+@pytest.mark.parametrize(
+    "trigger",
+    [wb.Trigger(), wb.Trigger(count=1), wb.Trigger(linger_ms=5)],
+    ids=["adaptive", "count", "linger"],
+)
+def test_one_operation_after_the_other_does_not_wait_for_the_timer(trigger: wb.Trigger) -> None:
+    """What came back last has left nothing in flight, and the timer asleep."""
+    settings = wb.Settings(segment_bytes=2**16, timer_ms=60_000)
+    engines: list[wb.Engine] = []
+
+    def sleeps() -> bool:
+        bell: Any = engines[0]._dispatcher._bells.timer
+        return bool(bell._cond._condition._waiters)
+
+    def apply(_: wb.Batch) -> None:
+        wait_until(sleeps, what="the timer sleeps")
+
+    with open_engine(one_lane(apply, trigger=trigger), settings=settings) as engine:
+        engines.append(engine)
+        for _ in range(5):
+            assert engine.submit("put", key=b"k").result(timeout=30) is None
 
 
 @pytest.mark.parametrize("after", [float("inf"), 1e300, float("nan"), -5.0])
@@ -129,7 +220,7 @@ def test_a_worker_that_dies_is_reported_and_everybody_is_told(monkeypatch: pytes
     def broken(*_: object) -> None:
         raise MemoryError("of anything")
 
-    monkeypatch.setattr(engine._dispatcher._delivery, "_settle", broken)
+    monkeypatch.setattr(engine._dispatcher._delivery, "_applied", broken)
     ticket = engine.submit("put", key=b"k")
     with pytest.raises(wb.WalbatchError, match="thread of the engine died"):
         ticket.result(timeout=30)

@@ -10,9 +10,10 @@ import pytest
 
 import walbatch as wb
 from tests.runtime.fakes import Caller
+from tests.support import wait_until
 from walbatch.errors import WalbatchError
 from walbatch.runtime.clock import RealEvent, RealThreads
-from walbatch.runtime.ticket import Promise, Ticket
+from walbatch.runtime.ticket import Fate, Issuer, Promise, Ticket
 from walbatch.types import Durability
 
 ROUNDS = 1500
@@ -161,9 +162,17 @@ def test_no_listener_and_no_waiter_is_lost_when_all_come_at_once() -> None:
         assert all(event.is_set() for event in heard)
 
 
+def fate_with(durable: Promise | None) -> Fate:
+    return Fate(RealThreads(), 3, 3, durable)
+
+
+SYNCED, UNLOGGED = Issuer("put", Durability.SYNC), Issuer("read", Durability.NONE)
+
+
 def test_a_ticket_says_where_its_operation_is() -> None:
-    durable, settled = promise(), promise()
-    ticket = Ticket(lane="put", lsn=3, durability=Durability.SYNC, durable=durable, settled=settled)
+    durable = promise()
+    fate = fate_with(durable)
+    ticket = Ticket(SYNCED, 3, fate, 3)
     assert "pending" in repr(ticket)
     with pytest.raises(wb.ResultTimeout, match="not durable"):
         ticket.wait_durable(timeout=0)
@@ -173,14 +182,14 @@ def test_a_ticket_says_where_its_operation_is() -> None:
     ticket.wait_durable(timeout=0)
     assert ticket.durable
     assert "durable" in repr(ticket)
-    settled.resolve("yes")
+    fate.settle(3, ("yes", None))
     assert ticket.result(timeout=0) == "yes"
     assert ticket.done
     assert "settled" in repr(ticket)
 
 
 def test_a_ticket_of_an_unlogged_lane_is_never_durable() -> None:
-    ticket = Ticket(lane="read", lsn=None, durability=Durability.NONE, durable=None, settled=promise())
+    ticket = Ticket(UNLOGGED, None, fate_with(None), 3)
     assert not ticket.durable
     with pytest.raises(wb.DurabilityUnknown, match="never logged"):
         ticket.wait_durable()
@@ -188,8 +197,91 @@ def test_a_ticket_of_an_unlogged_lane_is_never_durable() -> None:
 
 def test_a_ticket_whose_write_failed_is_not_durable() -> None:
     durable = promise()
-    ticket = Ticket(lane="put", lsn=3, durability=Durability.SYNC, durable=durable, settled=promise())
+    ticket = Ticket(SYNCED, 3, fate_with(durable), 3)
     durable.resolve(error=wb.DurabilityUnknown("no"))
     assert not ticket.durable
     with pytest.raises(wb.DurabilityUnknown):
         ticket.wait_durable(timeout=0)
+
+
+@pytest.mark.usefixtures("hasty_switches")
+def test_no_waiter_of_an_operation_is_missed_when_it_is_settled_as_they_come() -> None:
+    for number in range(ROUNDS):
+        fate = Fate(RealThreads(), number, number, None)
+        taken: list[object] = []
+        barrier = threading.Barrier(4)
+
+        def wait() -> None:
+            barrier.wait()  # noqa: B023 - joined before the next round
+            taken.append(Ticket(UNLOGGED, None, fate, number).result(timeout=20))  # noqa: B023
+
+        def settle() -> None:
+            barrier.wait()  # noqa: B023
+            fate.settle(number, (number, None))  # noqa: B023
+
+        threads = [threading.Thread(target=wait) for _ in range(3)] + [threading.Thread(target=settle)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert taken == [number] * 3
+
+
+@pytest.mark.usefixtures("hasty_switches")
+def test_all_who_ask_for_an_operation_are_told_the_same_when_it_is_settled_as_the_engine_ends() -> None:
+    for _ in range(ROUNDS):
+        fate = Fate(RealThreads(), 1, 1, None)
+        early = fate.settled(1)
+        barrier = threading.Barrier(2)
+
+        def settle() -> None:
+            barrier.wait()  # noqa: B023 - joined before the next round
+            fate.settle(1, ("applied", None))  # noqa: B023
+
+        thread = threading.Thread(target=settle)
+        thread.start()
+        barrier.wait()
+        fate.end(WalbatchError("closed"))
+        thread.join(30)
+        outcomes = [promise._outcome for promise in (early, fate.settled(1))]
+        assert outcomes[0] == outcomes[1]
+        assert outcomes[0] is not None
+
+
+# --- what threads wait on --------------------------------------------------------------------------------------------
+
+
+def test_an_event_wakes_all_who_wait_and_whoever_comes_later_does_not() -> None:
+    event = RealEvent()
+    assert not event.is_set()
+    assert not event.wait(0)
+    assert not event.wait(1_000_000)
+    assert not event._waiters, "who has stopped waiting leaves nothing behind"
+    callers = [Caller(lambda: event.wait(30 * 10**9)) for _ in range(3)] + [Caller(lambda: event.wait(None))]
+    wait_until(lambda: len(event._waiters) == 4, what="all wait")
+    event.set()
+    assert all(caller.wait().result is True for caller in callers)
+    event.set()
+    assert event.wait(None)
+    assert event.is_set()
+
+
+@pytest.mark.usefixtures("hasty_switches")
+def test_no_waiter_for_an_event_misses_it() -> None:
+    for _ in range(ROUNDS):
+        event = RealEvent()
+        barrier = threading.Barrier(4)
+        seen: list[bool] = []
+
+        def wait() -> None:
+            barrier.wait()  # noqa: B023 - joined before the next round
+            seen.append(event.wait(20 * 10**9))  # noqa: B023
+
+        threads = [threading.Thread(target=wait) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        barrier.wait()
+        event.set()
+        for thread in threads:
+            thread.join(30)
+        assert seen == [True] * 3

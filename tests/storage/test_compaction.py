@@ -847,3 +847,27 @@ def test_the_file_it_writes_to_is_not_that_of_a_new_segment() -> None:
     compacted(log)
     assert not [path for path in fs.files if path.endswith(".tmp")]
     log.close(next_lsn=None)
+
+
+# --- what will be trimmed soon -----------------------------------------------------------------------------------------
+
+
+def test_what_a_moving_watermark_will_pass_soon_is_not_rewritten() -> None:
+    fs = new_store()
+    log = mixed(fs)
+    bytes_before = log.disk_bytes
+    assert compacted(log, covering((1, 4), watermark=4, generation=1)) == 0
+    assert compacted(log, covering((1, 30), watermark=8, generation=2)) == 0, "it comes to 8 + 32 * 4"
+    assert log.disk_bytes == bytes_before
+    log.close(next_lsn=41)
+
+
+def test_what_was_spared_is_rewritten_once_the_watermark_stands_still() -> None:
+    fs = new_store()
+    log = mixed(fs)
+    log.compact(covering(watermark=4, generation=1))
+    assert compacted(log, covering((9, 35), watermark=8, generation=2)) == 0
+    assert compacted(log, covering((9, 35), watermark=8, generation=2)) > 0, "no checkpoint came since"
+    left = rows(log)
+    assert set(left) & set(range(9, 31)) == {10, 20, 30}, "of the kind that nothing is settled of"
+    log.close(next_lsn=41)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import platform
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -509,3 +512,33 @@ def test_a_roll_remembers_what_was_checkpointed() -> None:
     lost_checkpoint = replace(facts, checkpoint=None)
     assert make_plan(lost_checkpoint).refusal is None, "the headers tell that the first segments were trimmed"
     log.close(next_lsn=None)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+FAULTS_OF_GROUPS = """
+import resource
+from walbatch.core.columns import Columns, encode_body
+from walbatch.storage.log import keep_freed_memory
+keep_freed_memory()
+count, size = 1000, 256_000
+columns = Columns(
+    kinds=("put",), kind_indexes=[0] * count, priorities=[5] * count, keys=[b"key"] * count,
+    payloads=[b"%256d" % number for number in range(count)],
+)
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+encode_body(columns)
+before = faults()
+for _ in range(50):
+    encode_body(columns)
+print((faults() - before) / (50 * size / resource.getpagesize()))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators do as they like")
+def test_the_memory_of_a_commit_group_is_kept_for_the_next_one() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", FAULTS_OF_GROUPS], capture_output=True, text=True, check=True
+    )
+    assert float(found.stdout) < 0.1, "page faults for each page of the groups"

@@ -15,6 +15,7 @@ from tests.memory import MemoryFileSystem, fail_at
 from walbatch.core.columns import decode_body, encode_body
 from walbatch.core.frame import EMPTY_BODY, FLAG_CLEAN, SECTOR, FrameType, HeaderState
 from walbatch.core.scanner import SegmentScan, Visit, scan_segment
+from walbatch.storage import segment
 from walbatch.storage.segment import FirstFrame, SegmentWriter, next_wanted_offset, read_footer, read_header
 
 PATH = "/q/wal/0000000000000000001.seg"
@@ -125,6 +126,89 @@ def test_an_append_is_durable_after_the_sync_and_not_before() -> None:
     assert payloads_of(fs.after_power_cut()) == []
     writer.sync()
     assert payloads_of(fs.after_power_cut()) == [b"a"]
+    writer.close()
+
+
+# --- zeros ahead ---
+
+
+@pytest.fixture
+def ahead(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Zeros are written 2 KiB ahead of frames of up to 1 KiB."""
+    monkeypatch.setattr(segment, "AHEAD_BYTES", 2048)
+    monkeypatch.setattr(segment, "AHEAD_FRAME_BYTES_MAX", 1024)
+    return 2048
+
+
+def written(fs: MemoryFileSystem) -> list[tuple[int, int]]:
+    """Offset and length of each write that was not synced."""
+    return [(offset, len(data)) for offset, data in fs.files[PATH].pending]
+
+
+def test_zeros_go_ahead_of_small_frames_once_for_many_of_them(ahead: int) -> None:
+    fs = empty()
+    writer = create(fs)
+    for _ in range(9):
+        append(writer, b"a")
+    early = [(at, 512) for at in (512, 1024, 1536)]
+    assert written(fs) == [
+        *early, (2048, 2048), *[(at, 512) for at in (2560, 3072, 3584)], (4096, 2048), (4608, 512),
+    ]  # fmt: skip
+    writer.sync()
+    assert payloads_of(fs.after_power_cut()) == [b"a"] * 9
+    assert writer.file_bytes == writer.offset == 10 * SECTOR
+    writer.close()
+
+
+def test_zeros_end_with_the_preallocated_room(ahead: int) -> None:
+    fs = empty()
+    writer = create(fs)
+    for _ in range(17):
+        append(writer, b"a")
+    assert max(offset + size for offset, size in written(fs)) == writer.offset == SIZE + 2 * SECTOR
+    assert len(fs.files[PATH].data) == writer.offset
+    writer.close()
+
+
+def test_large_frames_have_no_zeros_ahead(ahead: int) -> None:
+    fs = empty()
+    writer = create(fs)
+    for _ in range(3):
+        append(writer, bytes(1024))
+    assert written(fs) == [(512, 1536), (2048, 1536), (3584, 1536)]
+    writer.close()
+
+
+def test_where_no_room_was_preallocated_there_are_no_zeros_ahead(ahead: int) -> None:
+    fs = empty()
+
+    def full(call: str, path: str) -> None:
+        if call == "preallocate":
+            raise OSError(errno.EDQUOT, "no space", path)
+
+    fs.fail = full
+    writer = create(fs)
+    for _ in range(5):
+        append(writer, b"a")
+    assert len(fs.files[PATH].data) == writer.offset
+    writer.close()
+
+
+def test_a_write_that_failed_is_repeated_without_zeros_ahead(ahead: int) -> None:
+    fs = empty()
+    writer = create(fs)
+    for number in range(3):
+        append(writer, b"%d" % number)
+    fs.fail = fail_at(1, errno.ENOSPC, for_ever=False)
+    with pytest.raises(OSError, match="No space"):
+        append(writer, b"3")
+    writer.sync()
+    assert append(writer, b"3") == 2048
+    assert written(fs) == [(2048, 512)]
+    writer.sync()
+    assert payloads_of(fs.after_power_cut()) == [b"0", b"1", b"2", b"3"]
+    writer.seal(wall_ns=1)
+    assert scan(fs).sealed
     writer.close()
 
 

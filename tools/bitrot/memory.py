@@ -38,8 +38,8 @@ class _RememberingReader(Reader):
     def _read_at(
         self, segment: ClosedSegment, position: Position, next_lsn: int
     ) -> Frame | FrameHeader | None:
-        file = self._file(segment.header)
-        number = file._inode.number if file is not None else CHANGED  # type: ignore[attr-defined]  # noqa: SLF001
+        opened = self._segment(segment.header)
+        number = opened.file._inode.number if opened is not None else CHANGED  # type: ignore[attr-defined]  # noqa: SLF001
         if number >= CHANGED:
             return super()._read_at(segment, position, next_lsn)
         key = (number, segment.header.salt, position, next_lsn)

@@ -17,8 +17,11 @@ _DATASYNC_FAILED: Final = """\
         raise sync_failed(path, error) from error
 """
 
+_SYNC_ENDS_THE_LOG: Final = "            else:\n                self._broken = str(failure)\n"
 _SYNC_IS_UNKNOWN: Final = (
-    "            if _failure_under(error, ambient) is None:\n                self._syncing = False\n"
+    "            failure = _failure_under(error, ambient)\n"
+    "            if failure is None:\n"
+    f"                self._syncing = False\n{_SYNC_ENDS_THE_LOG}"
 )
 
 MUTANTS: Final = (
@@ -46,10 +49,10 @@ MUTANTS: Final = (
         edits=(
             Edit(
                 COMMITTER,
-                "                if opened and not wait:\n                    self._cond.notify_all()\n",
-                "                if not wait:\n"
+                "                elif opened and not wait:\n                    self._rouse()\n",
+                "                elif not wait:\n"
                 "                    pending.durable.resolve()\n"
-                "                    self._cond.notify_all()\n",
+                "                    self._rouse()\n",
             ),
         ),
         hint="images:nowait",
@@ -89,8 +92,10 @@ MUTANTS: Final = (
             self._fail(error)
         else:
             if not stamp:
-                self._finish_sync()
-        self._give_back()
+                with self._cond:
+                    told = self._note_synced()
+                self._hand_on(told)
+        self._give_back(told)
 """,
                 """\
             else:
@@ -101,7 +106,7 @@ MUTANTS: Final = (
             if not stamp:
                 self._finish_sync()
         if stamp:
-            self._give_back()
+            self._give_back(told)
 """,
             ),
         ),
@@ -131,9 +136,8 @@ MUTANTS: Final = (
             Edit(
                 COMMITTER,
                 "        if self._written:\n"
-                "            times.append(self._written_since_ns + self._settings.interval_ns)\n"
-                "        elif",
-                "        if",
+                "            return self._written_since_ns + self._settings.interval_ns\n",
+                "",
             ),
         ),
         hint="images:interval",
@@ -205,7 +209,7 @@ MUTANTS: Final = (
             self._fail(error)
         else:
             if self._failure is None:
-                self._finish(pending, synced=sync)
+                told = self._finish(pending, synced=sync)
 """,
                 """\
         except (OSError, StorageError) as error:
@@ -214,7 +218,7 @@ MUTANTS: Final = (
             pending.durable.resolve(error=DurabilityUnknown(str(error)))
         else:
             if self._failure is None:
-                self._finish(pending, synced=sync)
+                told = self._finish(pending, synced=sync)
 """,
             ),
         ),
@@ -225,6 +229,7 @@ MUTANTS: Final = (
         row="a sync error sticky on one path only: rotation, seal",
         edits=(
             Edit(LOG, "            self._broken = str(error)\n            raise\n", "            raise\n"),
+            Edit(LOG, _SYNC_ENDS_THE_LOG, ""),
             Edit(
                 COMMITTER,
                 "            except OSError as error:\n                if error.errno not in {errno.ENOSPC, errno.EDQUOT} or",
@@ -238,6 +243,7 @@ MUTANTS: Final = (
         row="a sync error sticky on one path only: interval",
         edits=(
             Edit(LOG, "            self._broken = str(error)\n            raise\n", "            raise\n"),
+            Edit(LOG, _SYNC_ENDS_THE_LOG, ""),
             Edit(
                 COMMITTER,
                 """\
@@ -246,7 +252,7 @@ MUTANTS: Final = (
             self._fail(error)
         else:
             if not stamp:
-                self._finish_sync()
+                with self._cond:
 """,
                 """\
                 self._sync_log()
@@ -254,7 +260,7 @@ MUTANTS: Final = (
             self._finish_sync()
         else:
             if not stamp:
-                self._finish_sync()
+                with self._cond:
 """,
             ),
         ),
@@ -290,8 +296,8 @@ MUTANTS: Final = (
         edits=(
             Edit(
                 COMMITTER,
-                "                    synced_lsn = self._durable_lsn\n",
-                "                    synced_lsn = group.first_lsn - 1\n",
+                "        synced_lsn = self._durable_lsn\n",
+                "        synced_lsn = group.first_lsn - 1\n",
             ),
         ),
         hint="images:interval",
@@ -317,8 +323,10 @@ MUTANTS: Final = (
             ),
             Edit(
                 COMMITTER,
-                "        elif self._stamped_lsn < self._durable_lsn and not self._queue:\n",
-                "        if self._stamped_lsn < self._log.last_lsn and not self._queue:\n",
+                "        if self._written:\n"
+                "            return self._written_since_ns + self._settings.interval_ns\n"
+                "        if self._stamped_lsn < self._durable_lsn:\n",
+                "        if self._stamped_lsn < self._log.last_lsn:\n",
             ),
             Edit(
                 LOG,

@@ -48,7 +48,7 @@ MUTANTS: Final = (
         edits=(
             Edit(
                 FLOW,
-                "            mark = shard.ledger.mark(epoch=self._epoch, settling=frozenset(lsns))\n",
+                "            mark = shard.ledger.mark(epoch=self._epoch, settling=lsns)\n",
                 "            mark = Mark(epoch=self._epoch, watermark=end_lsn)\n",
             ),
         ),
@@ -107,8 +107,13 @@ MUTANTS: Final = (
             ),
             Edit(
                 PLACES,
-                "        if not len(self.line):\n            return\n        self._spread()\n",
-                "        if keys:\n            return\n        self._spread()\n",
+                "        if len(self.holds) and self._order is not Order.NONE:\n            return False\n",
+                "",
+            ),
+            Edit(
+                PLACES,
+                "        line = self.line\n        if isinstance(line, Lines):\n            found",
+                "        line = self.line if not keys else Line()\n        if isinstance(line, Lines):\n            found",
             ),
         ),
         hint="schedules:partial",
@@ -124,8 +129,8 @@ MUTANTS: Final = (
             ),
             Edit(
                 PLACES,
-                "        self._suit(entry[3])\n        self.line.add_back(entry)\n",
-                "        self._suit(entry[3])\n        self.line.add(entry)\n",
+                "        self._suit(entry[3], limits.LSN_MAX)\n        self.line.add_back(entry)\n",
+                "        self._suit(entry[3], limits.LSN_MAX)\n        self.line.add(entry)\n",
             ),
         ),
         hint="schedules:partial",
@@ -221,7 +226,7 @@ MUTANTS: Final = (
                 "                    if self._idle and False:\n                        continue",
             ),
         ),
-        hint="ticks:awaited",
+        hint="ticks:awaited/400",
     ),
     Mutant(
         name="a group without a leader does not wake the committer",
@@ -229,7 +234,7 @@ MUTANTS: Final = (
         edits=(
             Edit(
                 COMMITTER,
-                "                if opened and not wait:\n                    self._cond.notify_all()\n",
+                "                elif opened and not wait:\n                    self._rouse()\n",
                 "",
             ),
         ),
@@ -241,8 +246,8 @@ MUTANTS: Final = (
         edits=(
             Edit(
                 COMMITTER,
-                "            self._owner = None\n            self._cond.notify_all()\n",
-                "            self._owner = None\n",
+                "            if turn is not None:\n                turn.set()\n        if self._sleepers",
+                "        if self._sleepers",
             ),
         ),
         hint="schedules:threads",
@@ -289,14 +294,8 @@ MUTANTS: Final = (
         edits=(
             Edit(
                 COMMITTER,
-                "        else:\n            pending.durable.resolve()\n\n",
-                """\
-        else:
-            assert pending.position is not None
-            self._on_durable(Committed(group=group, position=pending.position, end=self._log.end))
-            pending.durable.resolve()
-
-""",
+                "        if not synced:\n            pending.durable.resolve()\n",
+                "        if not synced:\n            self._hand_on((pending,))\n            pending.durable.resolve()\n",
             ),
         ),
         hint="images:exact_interval",
@@ -319,10 +318,13 @@ MUTANTS: Final = (
         edits=(
             Edit(
                 READBACK,
-                "                shard.cursor = Cursor(frame.position, lsn)\n"
-                "                shard.ledger.advance(lsn - 1)\n"
-                "                reading.discard(shard)\n",
-                "                shard.cursor = Cursor(frame.position, lsn)\n",
+                "                self._stay(shard, frame, lsn)\n                reading.discard(shard)\n",
+                "                self._stay(shard, frame, lsn)\n",
+            ),
+            Edit(
+                READBACK,
+                "                self._stay(shard, frame, run.lsns[taken])\n                reading.discard(shard)\n",
+                "                self._stay(shard, frame, run.lsns[taken])\n",
             ),
         ),
         hint="schedules:overflow",

@@ -13,7 +13,7 @@ READING: Final = "walbatch/storage/reading.py"
 SCANNER: Final = "walbatch/core/scanner.py"
 SEGMENT: Final = "walbatch/storage/segment.py"
 
-_PADDED_CRC: Final = "        padded=padded, crc=crc32c(padded, 0),\n"
+_PADDED_CRC: Final = "parts=(stored, tail), crc=crc32c(tail, crc32c(stored, 0)),\n"
 _CHECK_CRC: Final = "    if crc32c(padded, 0) != header.body_crc:\n"
 
 MUTANTS: Final = (
@@ -23,10 +23,14 @@ MUTANTS: Final = (
         edits=(
             Edit(
                 SEGMENT,
-                "        self._file.write([head, body.padded], offset)\n",
                 """\
         try:
-            self._file.write([head, body.padded], offset)
+            self._file.write([head, *body.parts, zeros], offset)
+        except OSError:
+""",
+                """\
+        try:
+            self._file.write([head, *body.parts, zeros], offset)
         except OSError:
             self._tail = (offset + body.total_bytes, *self._tail[1:])
             raise
@@ -36,15 +40,32 @@ MUTANTS: Final = (
         hint="faults:single/write",
     ),
     Mutant(
+        name="the zeros ahead of a frame begin with its last sector",
+        row="a frame straddling sectors",
+        edits=(
+            Edit(SEGMENT, "AHEAD_BYTES: Final = 128 * limits.KIB\n", "AHEAD_BYTES: Final = 1024\n"),
+            Edit(
+                SEGMENT,
+                "            self._file.write([head, *body.parts, zeros], offset)\n",
+                "            self._file.write([head, *body.parts], offset)\n"
+                "            if zeros:\n"
+                "                self._file.write([zeros], end - SECTOR)\n",
+            ),
+        ),
+        hint="images:roll",
+    ),
+    Mutant(
         name="a write that a full disk has cut short is taken for done",
         row="short write",
         edits=(
             Edit(
                 SEGMENT,
-                "        self._file.write([head, body.padded], offset)\n",
                 """\
-        try:
-            self._file.write([head, body.padded], offset)
+        except OSError:
+            self._room_end = 0  # on a full disk the frame alone may fit
+            raise
+""",
+                """\
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -82,7 +103,7 @@ MUTANTS: Final = (
         name="the CRC of a body leaves out the lengths and the names in front",
         row="CRC not covering the length",
         edits=(
-            Edit(FRAME, _PADDED_CRC, "        padded=padded, crc=crc32c(padded[96:], 0),\n"),
+            Edit(FRAME, _PADDED_CRC, "parts=(stored, tail), crc=crc32c((stored + tail)[96:], 0),\n"),
             Edit(FRAME, _CHECK_CRC, "    if crc32c(padded[96:], 0) != header.body_crc:\n"),
         ),
         hint="bits:killed",
@@ -150,8 +171,8 @@ MUTANTS: Final = (
         edits=(
             Edit(
                 COLUMNS,
-                "    if end != len(raw):\n",
-                "    if end != len(raw) or min(payload_bytes) < 4:\n",
+                "    if end != raw_end:\n        raise",
+                "    if end != raw_end or min(payload_bytes.values) < 4:\n        raise",
             ),
         ),
         hint="images:smallest",
@@ -186,11 +207,8 @@ MUTANTS: Final = (
         edits=(
             Edit(
                 READING,
-                '        except FrameError as error:\n            raise CorruptionError(\n                f"{path} at offset',
-                "        except FrameError as error:\n"
-                "            return None\n"
-                "            raise CorruptionError(\n"
-                '                f"{path} at offset',
+                "        except FrameError as error:\n            path =",
+                "        except FrameError as error:\n            return None\n            path =",
             ),
         ),
         hint="bits:backlog",

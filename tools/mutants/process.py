@@ -71,7 +71,7 @@ MUTANTS: Final = (
         edits=(
             Edit(
                 COMMITTER,
-                "        for pending in failed:\n            pending.durable.resolve(error=failure)\n",
+                "            pending.durable.resolve(error=failure)\n",
                 "",
             ),
         ),
@@ -131,11 +131,10 @@ MUTANTS: Final = (
         edits=(
             Edit(
                 COMMITTER,
+                "                self._leave(pending)\n            raise\n",
                 "                with self._cond:\n"
-                "                    pending.led = False\n"
-                "                    self._cond.notify_all()\n"
+                "                    self._release(pending)\n"
                 "            raise\n",
-                "                pass\n            raise\n",
             ),
         ),
         hint="interrupts:threads",
@@ -159,8 +158,8 @@ MUTANTS: Final = (
         edits=(
             Edit(
                 COMMITTER,
-                "                if self._owner is pending:\n                    self._owner = None\n",
-                "                pass\n",
+                "            pending.led = False\n            self._release(pending)\n",
+                "            pending.led = False\n",
             ),
         ),
         hint="interrupts:threads",
@@ -171,9 +170,8 @@ MUTANTS: Final = (
         edits=(
             Edit(
                 DISPATCHER,
-                "            if last_lsn <= end_lsn:\n"
-                "                continue  # handed over twice by an interrupted leader\n",
-                "",
+                "            if isinstance(committed, Committed) and committed.group.last_lsn > self._flow.end_lsn:\n",
+                "            if isinstance(committed, Committed):\n",
             ),
         ),
         hint="interrupts:threads",
@@ -184,10 +182,9 @@ MUTANTS: Final = (
         edits=(
             Edit(
                 COMMITTER,
-                "        group = pending.group\n        sync = False\n        try:\n            if self._failure is None:\n",
+                "        told: Sequence[PendingGroup] = ()\n        try:\n            if self._failure is None:\n",
                 """\
-        group = pending.group
-        sync = False
+        told: Sequence[PendingGroup] = ()
         if self.commits == 3 and self._failure is None:
             self._fail(StorageError("no reason"))
         try:

@@ -6,12 +6,12 @@ import logging
 import os
 import signal
 import sys
-from importlib.metadata import version
 from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
+from walbatch.cli.bench import bench
 from walbatch.cli.exits import Exit, Terminated, exit_code, explain, guarded
 from walbatch.cli.letters import dlq
 from walbatch.cli.looking import inspect, verify
@@ -30,7 +30,7 @@ app = typer.Typer(
     "exit code says what it was: 0 done, 2 usage, 3 work left, 4 corruption (nothing changed), 5 locked by another process, "
     "6 newer format, 7 salvaged with stated loss, 8 I/O error, 130 interrupted (SIGINT), 143 terminated (SIGTERM).",
 )
-for command in (recover, verify, inspect, stats, load):
+for command in (recover, verify, inspect, stats, load, bench):
     app.command()(guarded(command))
 app.command()(guarded(dump, json_errors=False))
 app.add_typer(dlq, name="dlq", help="See, requeue, drop and export dead letters.")
@@ -38,6 +38,8 @@ app.add_typer(dlq, name="dlq", help="See, requeue, drop and export dead letters.
 
 def _show_version(*, wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version  # noqa: PLC0415 - slow to import, and for this alone
+
         typer.echo(f"walbatch {version('walbatch')}")
         raise typer.Exit
 

@@ -10,17 +10,17 @@ so that what is settled out of turn can never cost the shard's mark more ranges 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Final
 
 from walbatch import limits
 from walbatch.core.deadlines import Deadlines
-from walbatch.core.entry import Entry, entry_bytes, lsn_of, sizes_of
+from walbatch.core.entry import Entry, entry_bytes, lsn_of
 from walbatch.core.fairness import Line
 from walbatch.core.flight import Flight
 from walbatch.core.places import Places
+from walbatch.core.run import Run
 from walbatch.core.trigger import PROBE_COUNT, CutPolicy, Cutter, Situation
 from walbatch.types import CutReason, FailureOrder, Order
 
@@ -51,7 +51,7 @@ class ShardQueue:
         self._places = Places(order, on_failure)
         self._number = 0
         self._inside = 0  # what is not settled, without what is beyond
-        self._beyond: deque[Entry] = deque()
+        self._beyond = Line()
         self._deadlines = Deadlines()
         self._attempts: dict[int, int] = {}
         self._out: dict[int, Entry] = {}
@@ -59,7 +59,7 @@ class ShardQueue:
         self._calm = True
 
     def __repr__(self) -> str:
-        flying, ready = sum(len(flight.entries) for flight in self.flights.values()), self.ready
+        flying, ready = sum(map(len, self.flights.values())), self.ready
         return f"<ShardQueue {ready} ready, {len(self) - ready - flying} waiting, {flying} in flight>"
 
     def __len__(self) -> int:
@@ -74,7 +74,7 @@ class ShardQueue:
     def oldest_arrival_ns(self) -> int | None:
         """When the oldest operation arrived that is not settled; None if there is none."""
         times = self._places.arrivals_ns()
-        times += [entry[4] for flight in self.flights.values() for entry in flight.entries]
+        times += [time for flight in self.flights.values() for time, _ in flight.arrivals_ns]
         times += [entry[4] for entry in (*self._out.values(), *islice(self._beyond, 1))]
         return min(times, default=None)
 
@@ -100,6 +100,10 @@ class ShardQueue:
         """How often the operation failed by its own fault."""
         return self._attempts.get(lsn, 0)
 
+    def most_attempts(self, lsns: Iterable[int]) -> int:
+        """How often any of these operations failed by its own fault."""
+        return max((self._attempts.get(lsn, 0) for lsn in lsns), default=0) if self._attempts else 0
+
     # --- coming in ---
 
     def push(self, entry: Entry, not_before_ns: int = 0, deadline_ns: int = 0) -> None:
@@ -114,35 +118,36 @@ class ShardQueue:
             self._push(entry, not_before_ns, deadline_ns)
             return
         line: Line = places.line  # type: ignore[assignment]  # as long as anything is plain
-        size = len(entry[1]) + len(entry[2])
-        line.append(entry)
-        line.bytes += size
-        self.memory_bytes += size + limits.OPERATION_OVERHEAD_BYTES
+        line.add(entry)
+        self.memory_bytes += entry_bytes(entry)
         self._inside += 1
 
-    def push_many(self, entries: Sequence[Entry], *, memory_bytes_max: int) -> bool:
-        """New operations without times, in LSN order, all at once. False, and nothing is done, where each needs a look."""
-        size = sizes_of(entries)
-        memory_bytes = self.memory_bytes + size + limits.OPERATION_OVERHEAD_BYTES * len(entries)
-        inside = self._inside + len(entries)
-        are_too_many = memory_bytes > memory_bytes_max or inside > limits.WINDOW_COUNT_MAX
-        if are_too_many or not self._places.are_plain(entries):
-            return False
-        line: Line = self._places.line  # type: ignore[assignment]  # as long as anything is plain
-        line.extend(entries)
-        line.bytes += size
-        self.memory_bytes, self._inside = memory_bytes, inside
-        return True
+    def push_run(self, run: Run) -> None:
+        """New operations without times, in LSN order."""
+        count, room = len(run), limits.WINDOW_COUNT_MAX - self._inside
+        self.memory_bytes += run.bytes + limits.OPERATION_OVERHEAD_BYTES * count
+        inside = min(count, max(0, room))
+        if inside:
+            self._admit_run(run if inside == count else run.part(0, inside), are_timeless=True)
+        if inside < count:
+            self._beyond.extend(run.part(inside, count) if inside else run)
+
+    def _admit_run(self, run: Run, *, are_timeless: bool) -> None:
+        """Operations that there is room for come to their places."""
+        places = self._places
+        if are_timeless and places.admit_run(run):
+            self._inside += len(run)
+            return
+        for entry in run:
+            self._admit(entry)
+        places.tune(run.priority)
 
     def _push(self, entry: Entry, not_before_ns: int, deadline_ns: int) -> None:
         """`push` for all cases."""
-        self._calm = self._calm and not (
-            not_before_ns or deadline_ns or self._inside >= limits.WINDOW_COUNT_MAX
-        )
+        self._calm = self._calm and not (not_before_ns or deadline_ns)
         self._note(entry, not_before_ns, deadline_ns)
-        if self._beyond or self._inside >= limits.WINDOW_COUNT_MAX:
-            self._beyond.append(entry)
-            self._places.untune()
+        if self._inside >= limits.WINDOW_COUNT_MAX:
+            self._beyond.add(entry)
         else:
             self._admit(entry)
             self._places.tune(entry[3])
@@ -173,7 +178,7 @@ class ShardQueue:
         for entry, not_before_ns, deadline_ns in rows:
             self._note(entry, not_before_ns, deadline_ns)
             if entry[1] in behind:
-                self._beyond.append(entry)
+                self._beyond.add(entry)
             else:
                 self._inside += 1
                 self._places.admit_ahead(entry)
@@ -261,34 +266,37 @@ class ShardQueue:
         if reason is _PROBE:
             count = min(count, PROBE_COUNT)
         self._number = number = self._number + 1
-        if self._calm:
-            entries, size = places.line.take(count, policy.bytes)
-            tries, parcel = 0, None
+        line = places.line
+        if self._calm and isinstance(line, Line):
+            runs, size = line.take(count, policy.bytes)
+            flight = Flight(number, reason, runs=runs, bytes=size)
         else:
-            parcel = places.parcels.next(urgent=places.line.urgent > 0)
+            parcel = places.parcels.next(urgent=line.urgent > 0)
             entries, size = places.take(parcel, count, policy.bytes)
             tries = 0 if parcel is None else parcel.tries
-        size += len(entries) * limits.OPERATION_OVERHEAD_BYTES
-        # Flight(...) in half the time.
-        flight = self.flights[number] = tuple.__new__(Flight, (number, entries, reason, tries, size, parcel))
+            flight = Flight(number, reason, entries=entries, bytes=size, tries=tries, parcel=parcel)
+        flight.bytes += flight.count * limits.OPERATION_OVERHEAD_BYTES
+        self.flights[number] = flight
         return flight
 
     # --- what became of a batch ---
 
-    def finish(self, number: int) -> list[Entry]:
+    def finish(self, number: int) -> Flight:
         """All of the batch is settled."""
-        _, entries, _, _, size, parcel = self.flights.pop(number)
-        self.memory_bytes -= size
-        self._inside -= len(entries)
+        flight = self.flights.pop(number)
+        self.memory_bytes -= flight.bytes
+        self._inside -= flight.count
         self.failures = 0
         if not self._calm:
-            if parcel is not None:
-                parcel.answered(len(entries))
-                self._places.unblock(entries)
-            self._forget(entries)
+            if flight.parcel is not None:
+                flight.parcel.answered(flight.count)
+                self._places.unblock(flight.entries)
+            self._forget(flight.entries)
             self._refill()
             self._calm_down()
-        return entries
+        elif self._beyond:
+            self._refill()
+        return flight
 
     def _calm_down(self) -> None:
         """Whether all is as if nothing had ever failed."""
@@ -313,7 +321,7 @@ class ShardQueue:
 
     def split(self, number: int) -> bool:
         """Search for what makes the batch fail: its parts are the next batches. False where it is a single operation."""
-        if len(self.flights[number].entries) == 1:
+        if self.flights[number].count == 1:
             return False
         self._places.search(self._land(number))
         return True
@@ -332,7 +340,7 @@ class ShardQueue:
             self._attempts[lsn] = self._attempts.get(lsn, 0) + 1
             if self.attempts_max is not None and self._attempts[lsn] >= self.attempts_max:
                 used_up.append(index)
-            if len(flight.entries) == 1 and (flight.tries or self.is_search(number)):
+            if flight.count == 1 and (flight.tries or self.is_search(number)):
                 self._places.alone.add(lsn)
         return used_up
 
@@ -377,8 +385,11 @@ class ShardQueue:
 
     def _refill(self) -> None:
         """Operations from beyond take the places of what is settled."""
-        while self._beyond and self._inside < limits.WINDOW_COUNT_MAX:
-            self._admit(self._beyond.popleft())
+        room = limits.WINDOW_COUNT_MAX - self._inside
+        if not self._beyond or room <= 0:
+            return
+        for run in self._beyond.take(room, self.memory_bytes)[0]:
+            self._admit_run(run, are_timeless=self._calm)
 
     # --- taking out ---
 

@@ -12,15 +12,13 @@ import enum
 import struct
 import sys
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from operator import ge
-from typing import Final
-
-import zstandard
+from typing import Final, NamedTuple
 
 from walbatch import limits
+from walbatch.core.compression import Compressor
 from walbatch.core.frame import (
     Body,
     Codec,
@@ -91,65 +89,73 @@ class Columns:
 
 
 def encode_body(
-    columns: Columns,
-    *,
-    compress_bytes_min: int | None = None,
-    compressor: zstandard.ZstdCompressor | None = None,
+    columns: Columns, *, compress_bytes_min: int | None = None, compressor: Compressor | None = None
 ) -> Body:
     """Encode a commit group. Bodies of at least `compress_bytes_min` bytes are compressed where that saves 1/16."""
-    count = len(columns.keys)
+    keys, payloads = columns.keys, columns.payloads
+    count = len(keys)
     assert 0 < count <= limits.FRAME_COUNT_MAX
-    names = encode_kinds(columns.kinds)
-    encoded = [
-        (Column.KIND, _encode_column(columns.kind_indexes)),
-        (Column.PRIORITY, _encode_column(columns.priorities)),
-        (Column.KEY_BYTES, _encode_column(list(map(len, columns.keys)))),
-        (Column.PAYLOAD_BYTES, _encode_column(list(map(len, columns.payloads)))),
-    ]
+    payload_bytes = _encode_lengths(payloads)
+    encoded = [(Column.KEY_BYTES, _encode_lengths(keys)), (Column.PAYLOAD_BYTES, payload_bytes)]
     # A column that has its usual value throughout is left out: the priority of most frames.
-    encoded = [
-        (id_, value) for id_, value in encoded
-        if not (id_ is Column.PRIORITY and value[:2] == (0, PRIORITY_NORMAL))
-        and not (id_ is Column.KIND and value[:2] == (0, 0))
-    ]  # fmt: skip
+    if (priorities := _encode_column(columns.priorities)) != _USUAL_PRIORITY:
+        encoded.insert(0, (Column.PRIORITY, priorities))
+    if (kind_indexes := _encode_column(columns.kind_indexes)) != _USUAL_KIND:
+        encoded.insert(0, (Column.KIND, kind_indexes))
     idempotency_keys: list[bytes] = []
     if columns.options:
         idempotency_keys = [options.idempotency_key for options in columns.options]
         encoded += _encode_options(columns.options, idempotency_keys)
     if columns.lsn_offsets:
         encoded.append((Column.LSN, _encode_column(columns.lsn_offsets)))
-    raw = b"".join(
-        (
-            _BODY.pack(len(columns.kinds), len(encoded), len(names)),
-            *(_COLUMN.pack(id_, width, 0, constant) for id_, (width, constant, _) in encoded),
-            names,
-            *(data for _, (_, _, data) in encoded),
-            *columns.keys,
-            *columns.payloads,
-            *idempotency_keys,
-        )
-    )
+    names = encode_kinds(columns.kinds)
+    parts = [_BODY.pack(len(columns.kinds), len(encoded), len(names))]
+    parts += [_COLUMN.pack(id_, width, 0, constant) for id_, (width, constant, _) in encoded]
+    parts.append(names)
+    parts += [data for _, (_, _, data) in encoded]
+    # One join and no other copy: in new memory a copy costs more than all the rest.
+    parts += keys
+    parts += payloads
+    parts += idempotency_keys
+    raw = b"".join(parts)
     assert len(raw) <= limits.FRAME_RAW_BYTES_MAX
     if compress_bytes_min is not None and len(raw) >= compress_bytes_min:
-        packed = (compressor or zstandard.ZstdCompressor(level=1)).compress(raw)
-        if len(packed) <= len(raw) - len(raw) // 16:
+        compressor = compressor or Compressor(level=1)
+        packed = compressor.compressed(raw, period=0 if idempotency_keys else payload_bytes[1])
+        if packed is not None:
             return pad_body(packed, codec=Codec.ZSTD, count=count, raw_bytes=len(raw))
     return pad_body(raw, codec=Codec.RAW, count=count, raw_bytes=len(raw))
 
 
 _Encoded = tuple[int, int, bytes]
+"""(width, constant, array): width 0 means that all values equal the constant and no array follows."""
+
+_USUAL_PRIORITY: Final[_Encoded] = (0, PRIORITY_NORMAL, b"")
+_USUAL_KIND: Final[_Encoded] = (0, 0, b"")
 
 
 def _encode_column(values: Sequence[int]) -> _Encoded:
-    """(width, constant, array): width 0 means that all values equal the constant and no array follows."""
+    """A column of numbers in the smallest width that holds them."""
+    first = values[0]
+    if values.count(first) == len(values):
+        return 0, first, b""
     high = max(values)
-    if min(values) == high:
-        return 0, high, b""
     width = 1 if high < 1 << 8 else 2 if high < 1 << 16 else 4 if high < 1 << 32 else 8
     column = array(_TYPECODES[width], values)
     if sys.byteorder == "big":  # pragma: no cover - the format is little-endian
         column.byteswap()
     return width, 0, column.tobytes()
+
+
+def _encode_lengths(pieces: Sequence[bytes]) -> _Encoded:
+    """The column of their lengths."""
+    if len(pieces) == 1:
+        return 0, len(pieces[0]), b""
+    try:
+        column = bytes(map(len, pieces))
+    except ValueError:  # one of them has 256 bytes or more
+        return _encode_column(list(map(len, pieces)))
+    return (0, column[0], b"") if column.count(column[0]) == len(column) else (1, 0, column)
 
 
 def _encode_options(
@@ -190,94 +196,124 @@ def options_bytes(options: Sequence[Options]) -> int:
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
-def decode_body(header: FrameHeader, padded: bytes) -> Columns:
+def decode_body(header: FrameHeader, padded: bytes, *, start: int = 0) -> Columns:
     """Check and decode the body of a frame of operations. Raises FrameError for anything that is not exact.
 
-    NewerFrameError where a later version of the format has written something that this one does not know.
+    The body with its padding is what stands in `padded` from `start` on; where that is 0, it is all of it. NewerFrameError
+    where a later version of the format has written something that this one does not know.
 
     Memory: the raw body plus a few objects per operation, bounded by FRAME_RAW_BYTES_MAX and FRAME_COUNT_MAX.
     """
     if header.type is not FrameType.OPERATIONS:
         raise FrameError("not a frame of operations")
-    check_body(header, padded)
-    raw = inflate(header, padded)
+    whole = memoryview(padded)[start : start + header.total_bytes - limits.FRAME_HEADER_BYTES]
+    check_body(header, whole if start else padded)
+    if header.codec is Codec.RAW:
+        if header.raw_bytes != header.stored_bytes:
+            raise FrameError("raw body whose lengths differ")
+        raw, at, raw_end = padded, start, start + header.stored_bytes
+    else:
+        raw, at, raw_end = inflate(header, whole[: header.stored_bytes]), 0, header.raw_bytes
     count = header.count
-    try:
-        kind_count, column_count, names_bytes = _BODY.unpack_from(raw)
-        at = _BODY.size
-        directory: list[tuple[int, int, int, int]] = [
-            _COLUMN.unpack_from(raw, at + i * _COLUMN.size) for i in range(min(column_count, _DIRECTORY_MAX))
-        ]
-    except struct.error as error:
-        raise FrameError("body cut short") from error
-    at += len(directory) * _COLUMN.size
-    kinds, at = decode_kinds(raw, at, kind_count, names_bytes)
-    found, at = _decode_columns(raw, at, directory, count)
+    directory, kinds, at = _decode_head(raw, at, raw_end)
+    found, at = _decode_columns(raw, at, directory, count, raw_end)
     if Column.KEY_BYTES not in found or Column.PAYLOAD_BYTES not in found:
         raise FrameError("length column missing")
     key_bytes, payload_bytes = found[Column.KEY_BYTES], found[Column.PAYLOAD_BYTES]
-    kind_indexes = found.get(Column.KIND) or [0] * count
-    priorities = found.get(Column.PRIORITY) or [PRIORITY_NORMAL] * count
-    if max(kind_indexes) >= len(kinds) or max(priorities) > PRIORITY_MAX:
+    kind_indexes = found.get(Column.KIND) or _constant(0, count)
+    priorities = found.get(Column.PRIORITY) or _constant(PRIORITY_NORMAL, count)
+    if kind_indexes.high >= len(kinds) or priorities.high > PRIORITY_MAX:
         raise FrameError("kind or priority out of range")
-    if max(key_bytes) > limits.KEY_BYTES_MAX or max(payload_bytes) > limits.PAYLOAD_BYTES_MAX:
+    if key_bytes.high > limits.KEY_BYTES_MAX or payload_bytes.high > limits.PAYLOAD_BYTES_MAX:
         raise FrameError("key or payload over its limit")
-    payloads_at = at + sum(key_bytes)
-    payloads_end = payloads_at + sum(payload_bytes)
+    payloads_at = at + key_bytes.total
+    payloads_end = payloads_at + payload_bytes.total
     options: Sequence[Options] = ()
     if not _OPTION_COLUMNS.isdisjoint(found):
-        options, end = _decode_options(raw, payloads_end, found, count)
+        options, end = _decode_options(raw, payloads_end, found, count, raw_end)
     else:
         end = payloads_end
-    if end != len(raw):
+    if end != raw_end:
         raise FrameError("lengths do not add up to the body")
     return Columns(
-        kinds=kinds, kind_indexes=kind_indexes, priorities=priorities,
-        keys=_slices(raw, at, key_bytes), payloads=_slices(raw, payloads_at, payload_bytes),
+        kinds=kinds, kind_indexes=kind_indexes.values, priorities=priorities.values,
+        keys=_pieces(raw, at, key_bytes), payloads=_pieces(raw, payloads_at, payload_bytes),
         options=options, lsn_offsets=_checked_offsets(header, found.get(Column.LSN)),
     )  # fmt: skip
 
 
+class _Decoded(NamedTuple):
+    """A column: its values, the highest of them, and what they add up to."""
+
+    values: Sequence[int]
+    high: int
+    total: int
+    is_constant: bool
+
+
+def _constant(value: int, count: int) -> _Decoded:
+    return _Decoded([value] * count, value, value * count, is_constant=True)
+
+
+_Directory = Sequence[tuple[int, int, int, int]]
+
+
+def _decode_head(raw: bytes, at: int, raw_end: int) -> tuple[_Directory, tuple[str, ...], int]:
+    """The directory of columns and the kinds, and where they end."""
+    if at + _BODY.size > raw_end:
+        raise FrameError("body cut short")
+    kind_count, column_count, names_bytes = _BODY.unpack_from(raw, at)
+    at += _BODY.size
+    end = at + min(column_count, _DIRECTORY_MAX) * _COLUMN.size
+    if end > raw_end:
+        raise FrameError("body cut short")
+    directory = [_COLUMN.unpack_from(raw, entry) for entry in range(at, end, _COLUMN.size)]
+    kinds, at = decode_kinds(raw, end, kind_count, names_bytes, raw_end=raw_end)
+    return directory, kinds, at
+
+
 def _decode_columns(
-    raw: bytes, at: int, directory: Sequence[tuple[int, int, int, int]], count: int
-) -> tuple[dict[int, Sequence[int]], int]:
+    raw: bytes, at: int, directory: _Directory, count: int, raw_end: int
+) -> tuple[dict[int, _Decoded], int]:
     """The columns by id, and where their arrays end."""
-    found: dict[int, Sequence[int]] = {}
+    found: dict[int, _Decoded] = {}
     for id_, width, zero, constant in directory:
         if id_ not in _COLUMNS:
             raise NewerFrameError(f"column {id_}, which this version does not know")
         if id_ in found or zero:
             raise FrameError(f"column {id_} repeated or with reserved bytes")
         if width == 0:
-            found[id_] = [constant] * count
+            found[id_] = _constant(constant, count)
             continue
         if width not in _TYPECODES or constant:
             raise FrameError(f"column {id_} of width {width}")
-        column = array(_TYPECODES[width])
-        data = raw[at : at + width * count]
-        if len(data) != width * count:
+        end = at + width * count
+        if end > raw_end:
             raise FrameError(f"column {id_} cut short")
-        column.frombytes(data)
+        column = array(_TYPECODES[width])
+        column.frombytes(raw[at:end])
         if sys.byteorder == "big":  # pragma: no cover - the format is little-endian
             column.byteswap()
-        found[id_] = column
-        at += width * count
+        found[id_] = _Decoded(column, max(column), sum(column), is_constant=False)
+        at = end
     return found, at
 
 
 def _decode_options(
-    raw: bytes, at: int, found: dict[int, Sequence[int]], count: int
+    raw: bytes, at: int, found: dict[int, _Decoded], count: int, raw_end: int
 ) -> tuple[Sequence[Options], int]:
-    """The options of all operations, and where their idempotency keys end."""
+    """The options of all operations, and where their idempotency keys end. Raises FrameError where that is not the body's end."""
     for id_, limit in _LIMITS.items():
-        if id_ in found and max(found[id_]) > limit:
+        if id_ in found and found[id_].high > limit:
             raise FrameError(f"column {id_} over its limit")
-    none = [0] * count
+    none = _constant(0, count)
     key_bytes = found.get(Column.IDEMPOTENCY_BYTES) or none
-    end = at + sum(key_bytes)
+    end = at + key_bytes.total
+    if end != raw_end:
+        return (), end
     rows = zip(
-        found.get(Column.NOT_BEFORE) or none, found.get(Column.DEADLINE) or none, found.get(Column.ORIGIN) or none,
-        _slices(raw, at, key_bytes), strict=True,
+        *((found.get(id_) or none).values for id_ in (Column.NOT_BEFORE, Column.DEADLINE, Column.ORIGIN)),
+        _pieces(raw, at, key_bytes), strict=True,
     )  # fmt: skip
     options = [
         Options(not_before_ns=not_before, deadline_ns=deadline, origin=origin, idempotency_key=key)
@@ -288,18 +324,29 @@ def _decode_options(
     return options, end
 
 
-def _checked_offsets(header: FrameHeader, offsets: Sequence[int] | None) -> Sequence[int]:
+def _checked_offsets(header: FrameHeader, found: _Decoded | None) -> Sequence[int]:
     """The offsets of the LSNs, which stand in a frame with holes and in no other."""
-    if (offsets is not None) != (header.count < header.span):
+    if (found is not None) != (header.count < header.span):
         raise FrameError(f"{header.count} operations over {header.span} LSNs, with or without their LSNs")
-    if offsets is None:
+    if found is None:
         return ()
+    offsets = found.values
     if any(map(ge, offsets, offsets[1:])) or offsets[-1] >= header.span:
         raise FrameError("LSNs that do not ascend within the frame")
     return offsets
 
 
-def _slices(raw: bytes, at: int, sizes: Iterable[int]) -> list[bytes]:
-    """Cut consecutive pieces of the given sizes out of `raw`."""
-    ends = list(accumulate(sizes, initial=at))
-    return [raw[start:end] for start, end in pairwise(ends)]
+def _pieces(raw: bytes, at: int, lengths: _Decoded) -> Sequence[bytes]:
+    """Cut consecutive pieces of these lengths out of `raw`, which is long enough. A slice for each would take twice as long."""
+    values = lengths.values
+    if lengths.is_constant:
+        layout = f"{lengths.high}s" * len(values)
+    elif lengths.high < len(_PIECES):
+        layout = "".join(map(_PIECES.__getitem__, values))
+    else:
+        layout = "%ds" * len(values) % tuple(values)
+    return struct.Struct(f"<{layout}").unpack_from(raw, at)
+
+
+_PIECES: Final = tuple(f"{size}s" for size in range(256))
+"""Pieces of 0 to 255 bytes, as a layout for `struct`."""

@@ -15,6 +15,8 @@ import errno
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
+from operator import is_
 from typing import Any, Final
 
 from walbatch import limits
@@ -76,6 +78,21 @@ def judge(batch: Batch, answer: Answer, order: Order) -> Verdict:
     if error is None and texts:
         error = texts[0]
     return Verdict(applied=applied, retry=retry, rejected=rejected, errors=errors, error=error)
+
+
+def results_of(answer: object, count: int) -> list[Any] | None:
+    """The results of an answer that has `Applied` for each of `count` operations, and nothing else; None for any other answer.
+
+    So much is told without a look at each outcome in turn. What is not exactly that is for `judge`.
+    """
+    if not (type(answer) is list or type(answer) is tuple) or len(answer) != count:
+        return None
+    if not all(map(is_, map(type, answer), repeat(Applied))):
+        return None
+    try:
+        return [outcome.result for outcome in answer]
+    except AttributeError:  # one that was made without
+        return None
 
 
 def _checked(answer: Sequence[Outcome] | Failures, count: int) -> Sequence[Outcome]:

@@ -2,7 +2,8 @@
 
 What is not here: what waits (`holds`, and the parcels of `batcher`), and when to cut (`trigger`).
 
-The idea needed to read it: `Line` is for operations of one priority, or of a shard in strict order; it knows nothing but a deque.
+The idea needed to read it: `Line` is for operations of one priority, or of a shard in strict order: columns (`run`), and no look
+at any operation.
 `Lines` has a deque for each priority and, where keys keep their order, a chain for each key. Taking an operation takes its
 key's eldest first, wherever that stands; what was taken out of the middle of a line is skipped when the line gets there.
 """
@@ -11,86 +12,197 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import chain, filterfalse, islice
 from typing import Final
 
 from walbatch.core.entry import Entry, lsn_of, size_of, sizes_of
+from walbatch.core.run import Run, runs_of
 from walbatch.types import PRIORITY_MAX, PRIORITY_URGENT
 
 LOW_SHARE: Final = 10
 """One operation in that many goes to a lower priority, while one waits: the oldest."""
 
 _SLACK: Final = 64
+_LONG: Final = 64
+"""Operations of a run that is worth keeping as it came. Shorter ones are joined."""
 
 
-def _cost(priority: int) -> int:
-    """What an operation costs in virtual time: half of what one of the priority below does."""
-    return 1 << (PRIORITY_MAX - priority)
+def _first_lsn(run: Run) -> int:
+    return run.lsns[0]
 
 
-class Line(deque[Entry]):
+_COSTS: Final = [1 << (PRIORITY_MAX - priority) for priority in range(PRIORITY_MAX + 1)]
+"""What an operation of each priority costs in virtual time: half of what one of the priority below does."""
+
+
+class Line:
     """Ready operations in LSN order. `bytes` of keys and payloads; `urgent`: how many have an urgent priority.
 
-    A deque, so that its length costs nothing; what goes in and out past the methods here has to be counted by whoever does it.
+    Runs one behind the other. Of the first, those before `_start` are gone; what stays of it is copied once half of it is gone, so
+    that payloads which were taken do not stay in memory.
     """
 
-    __slots__ = ("bytes", "urgent")
+    __slots__ = ("_count", "_gone_bytes", "_runs", "_start", "bytes", "urgent")
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
-        super().__init__(entries)
-        self.bytes = sizes_of(self)
-        self.urgent = sum(entry[3] >= PRIORITY_URGENT for entry in self)
+        self._runs: deque[Run] = deque()
+        self._start = 0
+        self._gone_bytes = 0
+        self._count = 0
+        self.bytes = 0
+        self.urgent = 0
+        for run in runs_of(entries):
+            self.extend(run)
 
     def __repr__(self) -> str:
         return f"<Line of {len(self)}, {self.urgent} urgent>"
 
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Entry]:
+        return islice(chain.from_iterable(self._runs), self._start, None)
+
+    @property
+    def priority(self) -> int | None:
+        """The first one's; None if there is none."""
+        return self._runs[0].priority if self._runs else None
+
+    @property
+    def highest_lsn(self) -> int:
+        """The LSN of the last one; 0 if there is none."""
+        return self._runs[-1].lsns[-1] if self._runs else 0
+
     def add(self, entry: Entry) -> None:
         """Add the youngest one."""
-        self.append(entry)
-        self.bytes += size_of(entry)
-        self.urgent += entry[3] >= PRIORITY_URGENT
+        self.extend(Run.of(entry))
+
+    def extend(self, run: Run) -> None:
+        """Add the youngest ones."""
+        runs, count = self._runs, len(run)
+        if count >= _LONG:
+            runs.append(run)
+        elif runs and runs[-1].takes(run):
+            runs[-1].join(run)
+        else:
+            runs.append(run if run.open else run.opened())
+        self._count_in(run, count)
+
+    def _count_in(self, run: Run, count: int) -> None:
+        self._count += count
+        self.bytes += run.bytes
+        if run.priority >= PRIORITY_URGENT:
+            self.urgent += count
 
     def add_back(self, entry: Entry) -> None:
         """Add one where its LSN belongs."""
-        if self and entry[0] < self[0][0]:
-            self.appendleft(entry)
+        runs, run, lsn = self._runs, Run.of(entry), entry[0]
+        self._settle_start()
+        index = bisect_left(runs, lsn, key=_first_lsn)  # behind the last run that begins before it
+        before = runs[index - 1] if index else None
+        if before is not None and before.lsns[-1] > lsn:
+            middle = bisect_left(before.lsns, lsn)
+            runs[index - 1] = before.part(0, middle)
+            runs.insert(index, before.part(middle, len(before)))
+            runs.insert(index, run)
+        elif before is not None and before.takes(run):
+            before.join(run)
         else:
-            insort(self, entry, key=lsn_of)
-        self.bytes += size_of(entry)
-        self.urgent += entry[3] >= PRIORITY_URGENT
+            runs.insert(index, run)
+        self._count_in(run, 1)
 
-    def take(self, count: int, bytes_max: int) -> tuple[list[Entry], int]:
+    def _settle_start(self) -> None:
+        """Nothing of the first run is gone."""
+        if self._start:
+            run = self._runs[0]
+            self._runs[0] = run.part(self._start, len(run), run.bytes - self._gone_bytes)
+            self._start = self._gone_bytes = 0
+
+    def take(self, count: int, bytes_max: int) -> tuple[list[Run], int]:
         """Up to `count` from the front, at least one, within `bytes_max`, and their bytes. One that is larger goes alone."""
-        entry = self.popleft()
-        taken = [entry]
-        size = len(entry[1]) + len(entry[2])
-        if count > 1:
-            for _ in range(min(count - 1, len(self))):
-                entry = self[0]
-                more = size + len(entry[1]) + len(entry[2])
-                if more > bytes_max:
+        taken: list[Run] = []
+        runs, size = self._runs, 0
+        while count and runs:
+            run, start = runs[0], self._start
+            stop = min(start + count, len(run))
+            part = run if stop - start == len(run) else self._part(run, start, stop)
+            if size + part.bytes > bytes_max:
+                stop = start + part.count_within(0, stop - start, bytes_max - size)
+                if stop == start and taken:
                     break
-                size = more
-                taken.append(self.popleft())
+                stop = max(stop, start + 1)
+                part = run.part(start, stop)
+                count = stop - start  # it is full
+            taken.append(part)
+            size += part.bytes
+            count -= stop - start
+            self._count -= stop - start
+            if run.priority >= PRIORITY_URGENT:
+                self.urgent -= stop - start
+            self._pass(run, stop, part.bytes)
         self.bytes -= size
-        if self.urgent:
-            self.urgent -= sum(entry[3] >= PRIORITY_URGENT for entry in taken)
         return taken, size
+
+    def _part(self, run: Run, start: int, stop: int) -> Run:
+        """A part of the first run. Its bytes are told by what is fewer: that part, or what stands behind it."""
+        if (stop - start) * 2 < len(run) - start:
+            return run.part(start, stop)
+        return run.part(start, stop, run.bytes - self._gone_bytes - run.size_of(stop, len(run)))
+
+    def _pass(self, run: Run, stop: int, size: int) -> None:
+        """What stands in the first run before `stop` is gone, `size` bytes more of it than before."""
+        if stop == len(run):
+            self._runs.popleft()
+            self._start = self._gone_bytes = 0
+        else:
+            self._start = stop
+            self._gone_bytes += size
+            if stop * 2 > len(run):
+                self._settle_start()
 
     def withdraw(self, lsns: Collection[int]) -> list[Entry]:
         """Take out those of `lsns` that are here."""
-        found = _withdraw(self, lsns)
-        self.bytes -= sizes_of(found)
-        self.urgent -= sum(entry[3] >= PRIORITY_URGENT for entry in found)
+        first, last = min(lsns, default=1), max(lsns, default=0)
+
+        def may_be(run: Run) -> bool:
+            return run.lsns[0] <= last and run.lsns[-1] >= first
+
+        return self._withdraw(may_be, lambda entry: entry[0] in lsns)
+
+    def withdraw_keys(self, keys: Mapping[bytes, int]) -> list[Entry]:
+        """Take out what is younger than the LSN given for its key, in LSN order. One pass over the keys that are here."""
+        return self._withdraw(
+            lambda run: not keys.keys().isdisjoint(run.keys),
+            lambda entry: entry[0] > keys.get(entry[1], entry[0]),
+        )
+
+    def _withdraw(self, may_be: Callable[[Run], bool], is_wanted: Callable[[Entry], bool]) -> list[Entry]:
+        """Take out what is wanted, from those runs where any may be."""
+        self._settle_start()
+        found: list[Entry] = []
+        kept: deque[Run] = deque()
+        for run in self._runs:
+            here = list(filter(is_wanted, run)) if may_be(run) else []
+            if here:
+                found += here
+                kept.extend(runs_of(filterfalse(is_wanted, run)))
+            else:
+                kept.append(run)
+        if found:
+            self._runs = kept
+            self._count -= len(found)
+            self.bytes -= sizes_of(found)
+            self.urgent -= sum(entry[3] >= PRIORITY_URGENT for entry in found)
         return found
 
     def oldest_ns(self) -> int:
         """When the first one arrived; 0 if there is none."""
-        return self[0][4] if self else 0
+        return self._runs[0].arrival_ns if self._runs else 0
 
     def lowest_lsn(self) -> int:
         """The LSN of the first one; 0 if there is none."""
-        return self[0][0] if self else 0
+        return self._runs[0].lsns[self._start] if self._runs else 0
 
 
 class Lines:
@@ -160,6 +272,26 @@ class Lines:
                 chain.append(entry)
         self._count_in(entry)
 
+    def extend(self, run: Run) -> None:
+        """Add the youngest ones of their keys."""
+        entries = list(run)
+        line = self._line(run.priority)
+        if line and entries[0][0] < line[-1][0]:
+            self._ordered = False
+        line.extend(entries)
+        if self._keyed:
+            chains = self._chains
+            for entry in entries:
+                chain = chains.get(entry[1])
+                if chain is None:
+                    chains[entry[1]] = deque((entry,))
+                else:
+                    chain.append(entry)
+        self._count += len(entries)
+        self.bytes += run.bytes
+        if run.priority >= PRIORITY_URGENT:
+            self.urgent += len(entries)
+
     def add_back(self, entry: Entry) -> None:
         """Add one where its LSN belongs."""
         if entry[0] in self._gone:
@@ -202,22 +334,27 @@ class Lines:
             size = more
             taken.append(entry)
             self._clock = self._spent[priority]
-            self._spent[priority] += _cost(priority)
+            self._spent[priority] += _COSTS[priority]
             self._run = run
             self._remove(entry)
         return taken, size
 
     def _choose(self) -> tuple[int, int]:
         """The priority whose turn it is, and how many a higher one has had in a row by then."""
-        lines = self._lines
+        lines, spent = self._lines, self._spent
         if len(lines) == 1:
             return next(iter(lines)), 0
         bar = PRIORITY_URGENT if self.urgent else max(lines)
-        lower = [priority for priority in lines if priority < bar]
-        if lower and self._run >= LOW_SHARE - 1:
-            return min(lower, key=lambda priority: lines[priority][0][0]), 0
-        pool = [priority for priority in lines if priority >= bar] if self.urgent else lines
-        chosen = min(pool, key=lambda priority: (self._spent[priority] + _cost(priority), -priority))
+        if self._run >= LOW_SHARE - 1:
+            lower = [priority for priority in lines if priority < bar]
+            if lower:
+                return min(lower, key=lambda priority: lines[priority][0][0]), 0
+        chosen, least = -1, 0
+        for priority in lines:
+            cost = spent[priority] + _COSTS[priority]
+            may_go = priority >= bar or not self.urgent
+            if may_go and (chosen < 0 or cost < least or (cost == least and priority > chosen)):
+                chosen, least = priority, cost
         return chosen, 0 if chosen < bar else self._run + 1
 
     def _remove(self, entry: Entry) -> None:
@@ -289,15 +426,3 @@ def _find(line: deque[Entry], lsns: Collection[int], *, ordered: bool) -> list[E
         return [entry for entry in line if entry[0] in lsns]
     indexes = ((lsn, bisect_left(line, lsn, key=lsn_of)) for lsn in sorted(lsns))
     return [line[index] for lsn, index in indexes if index < len(line) and line[index][0] == lsn]
-
-
-def _withdraw(line: deque[Entry], lsns: Collection[int]) -> list[Entry]:
-    """Take those of `lsns` out of a line."""
-    found = _find(line, lsns, ordered=True)
-    if len(found) == 1:
-        line.remove(found[0])
-    elif found:
-        kept = [entry for entry in line if entry[0] not in lsns]
-        line.clear()
-        line.extend(kept)
-    return found

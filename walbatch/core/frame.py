@@ -11,11 +11,12 @@ number and the frame's offset: a frame found in another place, segment, store or
 from __future__ import annotations
 
 import enum
+import functools
 import struct
 import sys
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
@@ -32,17 +33,19 @@ CHECKSUM_CRC32C: Final = 1
 
 SECTOR: Final = limits.SECTOR_BYTES
 ZERO_SECTOR: Final = bytes(SECTOR)
+_HEADER_BYTES: Final = limits.FRAME_HEADER_BYTES
 
 _SEGMENT: Final = struct.Struct("<8sII16sQQQQQQQQQI")
 _SEGMENT_CRC: Final = struct.Struct("<I")
 _WALL: Final = struct.Struct("<Q")
 _FRAME: Final = struct.Struct("<4sBBHQQIIIIQQ")
+_FRAME_FIELDS: Final = struct.Struct(_FRAME.format + "4x")
 _FRAME_CRC: Final = struct.Struct("<I")
 _SEED: Final = struct.Struct("<QQQ")
 _FOOTER: Final = struct.Struct("<QQQIIII")
 _TRAILER: Final = struct.Struct("<Q8s")
 
-assert _FRAME.size + _FRAME_CRC.size <= limits.FRAME_HEADER_BYTES
+assert _FRAME_FIELDS.size + _FRAME_CRC.size == limits.FRAME_HEADER_BYTES
 assert _SEGMENT.size + _SEGMENT_CRC.size <= SECTOR
 
 
@@ -217,28 +220,37 @@ def frame_seed(salt: int, number: int, offset: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Body:
-    """An encoded body with its padding: everything of a frame that does not depend on where it goes."""
+    """An encoded body with its padding: everything of a frame that does not depend on where it goes.
+
+    `parts`: the stored body and its padding, to be written one after the other. They are never joined, since a copy of a
+    large body costs more than its sum.
+    """
 
     codec: Codec
     count: int
     stored_bytes: int
     raw_bytes: int
-    padded: bytes
+    parts: tuple[bytes, ...]
     crc: int
+
+    @property
+    def padded(self) -> bytes:
+        """Body and padding in one piece."""
+        return b"".join(self.parts)
 
     @property
     def total_bytes(self) -> int:
         """Bytes of the frame that will hold this body."""
-        return limits.FRAME_HEADER_BYTES + len(self.padded)
+        return aligned(_HEADER_BYTES + self.stored_bytes)
 
 
 def pad_body(stored: bytes, *, codec: Codec, count: int, raw_bytes: int, trailer: bytes = b"") -> Body:
     """Pad a stored body to the sector; the body's CRC covers the padding too. A trailer stands at its very end."""
-    room = aligned(limits.FRAME_HEADER_BYTES + len(stored) + len(trailer)) - limits.FRAME_HEADER_BYTES
-    padded = b"".join((stored, bytes(room - len(stored) - len(trailer)), trailer))
+    stored_bytes = len(stored) + len(trailer)
+    tail = ZERO_SECTOR[: -(_HEADER_BYTES + stored_bytes) % SECTOR] + trailer
     return Body(
-        codec=codec, count=count, stored_bytes=len(stored) + (len(trailer) if trailer else 0), raw_bytes=raw_bytes,
-        padded=padded, crc=crc32c(padded, 0),
+        codec=codec, count=count, stored_bytes=stored_bytes, raw_bytes=raw_bytes,
+        parts=(stored, tail), crc=crc32c(tail, crc32c(stored, 0)),
     )  # fmt: skip
 
 
@@ -257,11 +269,10 @@ def encode_frame_header(
     flags: int = 0,
 ) -> bytes:
     """The 64 bytes before a body."""
-    packed = _FRAME.pack(
+    fields = _FRAME_FIELDS.pack(
         FRAME_MAGIC, type, body.codec, flags, first_lsn, synced_lsn, body.count, body.stored_bytes, body.raw_bytes,
         body.crc, span, wall_ns,
     )  # fmt: skip
-    fields = packed.ljust(limits.FRAME_HEADER_BYTES - _FRAME_CRC.size, b"\0")
     return fields + _FRAME_CRC.pack(crc32c(fields, seed))
 
 
@@ -296,7 +307,7 @@ _TYPES: Final = frozenset(FrameType)
 _CODECS: Final = frozenset(Codec)
 
 
-def check_body(header: FrameHeader, padded: bytes) -> None:
+def check_body(header: FrameHeader, padded: bytes | memoryview) -> None:
     """Whether `padded` (body and padding) is what the header's CRC was made of. Raises FrameError."""
     expected = header.total_bytes - limits.FRAME_HEADER_BYTES
     if len(padded) != expected:
@@ -305,13 +316,8 @@ def check_body(header: FrameHeader, padded: bytes) -> None:
         raise FrameError("frame body does not match its CRC")
 
 
-def inflate(header: FrameHeader, padded: bytes) -> bytes:
-    """The raw body. Bounded by the header's raw length, which has been checked against its limit."""
-    if header.codec is Codec.RAW:
-        if header.raw_bytes != header.stored_bytes:
-            raise FrameError("raw body whose lengths differ")
-        return padded[: header.stored_bytes]
-    stored = padded[: header.stored_bytes]
+def inflate(header: FrameHeader, stored: bytes | memoryview) -> bytes:
+    """The raw body of a zstd frame. Bounded by the header's raw length, which has been checked against its limit."""
     try:
         # The decompressor allocates what the zstd frame says that it holds, whatever max_output_size is.
         if zstandard.get_frame_parameters(stored).content_size != header.raw_bytes:
@@ -326,15 +332,18 @@ def inflate(header: FrameHeader, padded: bytes) -> bytes:
 # --- the table of kinds -------------------------------------------------------------------------------------------
 
 
-def encode_kinds(kinds: Sequence[str]) -> bytes:
-    """The names, each behind its length."""
+@functools.lru_cache(maxsize=2 * limits.KINDS_MAX)
+def encode_kinds(kinds: tuple[str, ...]) -> bytes:
+    """The names, each behind its length. Remembered, since the same few stand in every frame."""
     return b"".join(bytes((len(name),)) + name for name in (kind.encode() for kind in kinds))
 
 
-def decode_kinds(raw: bytes, at: int, kind_count: int, names_bytes: int) -> tuple[tuple[str, ...], int]:
-    """The names of the kinds, and where they end. Raises FrameError."""
+def decode_kinds(
+    raw: bytes, at: int, kind_count: int, names_bytes: int, *, raw_end: int
+) -> tuple[tuple[str, ...], int]:
+    """The names of the kinds in what ends at `raw_end`, and where they end. Raises FrameError."""
     end = at + names_bytes
-    if not 0 < kind_count <= limits.KINDS_MAX or end > len(raw):
+    if not 0 < kind_count <= limits.KINDS_MAX or end > raw_end:
         raise FrameError("table of kinds out of range")
     kinds: list[str] = []
     for _ in range(kind_count):
@@ -416,7 +425,7 @@ def decode_footer(header: FrameHeader, padded: bytes) -> FrameIndex:
         or header.stored_bytes < _TRAILER.size
     ):
         raise FrameError("not a seal footer")
-    raw = inflate(replace(header, stored_bytes=header.stored_bytes - _TRAILER.size), padded)
+    raw = inflate(header, padded[: header.stored_bytes - _TRAILER.size])
     try:
         last_lsn, operations, _, frames, kind_count, names_bytes, _ = _FOOTER.unpack_from(raw)
     except struct.error as error:
@@ -424,7 +433,7 @@ def decode_footer(header: FrameHeader, padded: bytes) -> FrameIndex:
     at = _FOOTER.size
     kinds: tuple[str, ...] = ()
     if kind_count:
-        kinds, at = decode_kinds(raw, at, kind_count, names_bytes)
+        kinds, at = decode_kinds(raw, at, kind_count, names_bytes, raw_end=len(raw))
     if len(raw) != at + frames * (4 + 8 + 1 + 4 * len(kinds)):
         raise FrameError("footer's lengths do not add up")
     columns: list[array[int]] = []

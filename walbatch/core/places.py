@@ -10,13 +10,16 @@ overtake stands in the same hold before it, or blocks that hold: a parcel blocks
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Final
 
-from walbatch.core.entry import Entry, lsn_of, priority_of
+from walbatch import limits
+from walbatch.core.entry import Entry, lsn_of
 from walbatch.core.fairness import Line, Lines
 from walbatch.core.flight import Flight
 from walbatch.core.holds import Holds, Name
 from walbatch.core.parcel import Parcel, Parcels
+from walbatch.core.run import Run
 from walbatch.core.splitting import Search
 from walbatch.types import PRIORITY_URGENT, FailureOrder, Order
 
@@ -78,7 +81,7 @@ class Places:
 
     def goes_alone(self, flight: Flight) -> bool:
         """Whether a batch is one operation that goes alone."""
-        return len(flight.entries) == 1 and flight.entries[0][0] in self.alone
+        return flight.count == 1 and flight.entries[0][0] in self.alone
 
     def admit(self, entry: Entry) -> None:
         """An operation, the youngest of its key, comes to its place."""
@@ -86,8 +89,17 @@ class Places:
         if name in self.holds or self.holds.waits(entry[0]):
             self.holds.put(name, entry)
             return
-        self._suit(entry[3])
+        self._suit(entry[3], entry[0])
         self.line.add(entry)
+
+    def admit_run(self, run: Run) -> bool:
+        """Operations without times become ready, the youngest of their keys. False, and nothing is done, where some may wait."""
+        if len(self.holds) and self._order is not Order.NONE:
+            return False
+        self._suit(run.priority, run.lsns[0])
+        self.line.extend(run)
+        self.tune(run.priority)
+        return True
 
     def admit_ahead(self, entry: Entry) -> None:
         """An operation that goes before all that is older, but for what has its key."""
@@ -106,16 +118,8 @@ class Places:
         elif self._order is Order.SHARD:
             self.plain = _ORDINARY
         else:
-            line = self.line
-            self.plain = _ALONE.get(line[0][3] if line else priority, _NONE)
-
-    def untune(self) -> None:
-        """Each operation needs a look."""
-        self.plain = _NONE
-
-    def are_plain(self, entries: Iterable[Entry]) -> bool:
-        """Whether none of these needs a further look."""
-        return self.plain.issuperset(map(priority_of, entries))
+            first = self.line.priority
+            self.plain = _ALONE.get(priority if first is None else first, _NONE)
 
     def _name_of(self, entry: Entry) -> Name:
         """What waits together with it."""
@@ -123,15 +127,15 @@ class Places:
             return entry[1]
         return None if self._order is Order.SHARD else entry[0]
 
-    def _suit(self, priority: int) -> None:
-        """Before an operation becomes ready: one line for one priority, several for several."""
+    def _suit(self, priority: int, lsn: int) -> None:
+        """Before an operation becomes ready: one line for one priority, several for several, and where it comes out of turn."""
         line = self.line
         if self._order is Order.SHARD:
             return
         if isinstance(line, Lines):
             if not len(line) and not len(self.holds):
                 self.line = Line()
-        elif len(line) and line[0][3] != priority:
+        elif line.priority not in {None, priority} or lsn < line.highest_lsn:
             self._spread()
 
     def _spread(self) -> None:
@@ -148,15 +152,20 @@ class Places:
     def take(self, parcel: Parcel | None, count: int, bytes_max: int) -> tuple[list[Entry], int]:
         """The next batch, from a parcel or from what is ready, within `count` and `bytes_max`, and its bytes."""
         if parcel is not None:
-            taken = parcel.take(count, bytes_max)
+            taken, size = parcel.take(count, bytes_max)
         else:
-            taken = self.line.take(count, bytes_max)
+            line = self.line
+            if isinstance(line, Line):
+                runs, size = line.take(count, bytes_max)
+                taken = list(chain.from_iterable(runs))
+            else:
+                taken, size = line.take(count, bytes_max)
             if self.eager:
-                lsns = list(map(lsn_of, taken[0]))
+                lsns = list(map(lsn_of, taken))
                 self.eager.difference_update(lsns)
                 self.retried.difference_update(lsns)
         self.parcels.took(parcel)
-        return taken
+        return taken, size
 
     # --- what waits ---
 
@@ -184,7 +193,7 @@ class Places:
         if entry[0] in self.retried:
             self.eager.add(entry[0])
         self.plain = _NONE
-        self._suit(entry[3])
+        self._suit(entry[3], limits.LSN_MAX)
         self.line.add_back(entry)
 
     def hold(self, entries: Sequence[Entry], times: Mapping[int, int], origin: Parcel | None) -> None:
@@ -209,14 +218,14 @@ class Places:
     def _stand_back(self, keys: Mapping[bytes, int]) -> None:
         """What is ready and younger than the LSN given for its key goes into the key's hold."""
         self.plain = _NONE
-        if not len(self.line):
-            return
-        self._spread()
-        assert isinstance(self.line, Lines)
-        for key, lsn in keys.items():
-            for entry in self.line.withdraw_key(key, lsn):
-                self.eager.discard(entry[0])
-                self.holds.put(key, entry)
+        line = self.line
+        if isinstance(line, Lines):
+            found = [entry for key, lsn in keys.items() for entry in line.withdraw_key(key, lsn)]
+        else:
+            found = line.withdraw_keys(keys)
+        for entry in found:
+            self.eager.discard(entry[0])
+            self.holds.put(entry[1], entry)
 
     def _give_up(self, parcel: Parcel, keys: dict[bytes, int]) -> None:
         """What a parcel has that is younger than the LSN given for its key goes into the key's hold."""

@@ -6,6 +6,8 @@ Stable for ever (part of the format).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
+from operator import mod
 
 from walbatch.core.checksum import crc32c
 
@@ -19,4 +21,4 @@ def shards_of(keys: Sequence[bytes], shards: int) -> list[int]:
     """The shards of many keys."""
     if shards == 1:
         return [0] * len(keys)
-    return [crc32c(key, 0) % shards for key in keys]
+    return list(map(mod, map(crc32c, keys, repeat(0)), repeat(shards)))

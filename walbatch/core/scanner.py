@@ -170,8 +170,13 @@ def iterate_frames(
 
 def read_frame_header(read: Read, *, header: SegmentHeader, offset: int) -> FrameHeader:
     """The frame header at `offset`. Raises FrameError."""
+    return decode_frame_of(header, read(limits.FRAME_HEADER_BYTES, offset), offset=offset)
+
+
+def decode_frame_of(header: SegmentHeader, data: bytes, *, offset: int) -> FrameHeader:
+    """The frame header that was read at `offset` of a segment. Raises FrameError."""
     seed = frame_seed(header.salt, header.number, offset)
-    frame = decode_frame_header(read(limits.FRAME_HEADER_BYTES, offset), seed=seed)
+    frame = decode_frame_header(data, seed=seed)
     if frame.type is FrameType.OPERATIONS and frame.count < frame.span and not header.compacted:
         raise FrameError(
             f"{frame.count} operations over {frame.span} LSNs, in a segment that was not compacted"

@@ -9,6 +9,7 @@ import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from walbatch import limits
 from walbatch.config import NS_PER_MS, NS_PER_S, Lane, Settings
@@ -24,6 +25,7 @@ from walbatch.runtime.dispatcher import Dispatcher, DispatchSettings
 from walbatch.runtime.identities import KeyIndex
 from walbatch.runtime.lane import LaneSetup
 from walbatch.runtime.letters import DeadLetters, LetterSettings, requeued_lsn
+from walbatch.runtime.promises import LOGGED
 from walbatch.storage.checkpoint import LmdbState
 from walbatch.storage.filesystem import RealFileSystem
 from walbatch.storage.log import Log
@@ -98,6 +100,7 @@ class Assembly:
             ),
             names=[setup.name for setup in setups], next_lsn=plan.next_lsn, on_durable=self.dispatcher.on_durable,
             on_failure=self.fail, is_pressed=lambda: self.dispatcher.pressure is Pressure.PAUSE,
+            on_fate=partial(self.dispatcher.promises.add, LOGGED),
         )  # fmt: skip
         self.checkpointer = Checkpointer(
             log=log, state=store.state, clock=clock, threads=threads, interval_ns=int(settings.checkpoint_ms * NS_PER_MS),

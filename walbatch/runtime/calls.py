@@ -6,8 +6,7 @@ What is not here: making calls, and what follows when one takes too long (`deliv
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from typing import Final
 from weakref import ref
@@ -52,7 +51,7 @@ _inside: Final[ContextVar[tuple[ref[Job], ...]]] = ContextVar("walbatch_calls", 
 
 
 class Calls:
-    """The calls that have not returned. Guarded by the dispatcher's lock, but for `inside` and `is_inside`."""
+    """The calls that have not returned. Guarded by the dispatcher's lock, but for `enter`, `leave` and `is_inside`."""
 
     def __init__(self) -> None:
         self._running: set[Job] = set()
@@ -66,14 +65,15 @@ class Calls:
     def __iter__(self) -> Iterator[Job]:
         return iter(self._running)
 
-    @contextmanager
-    def inside(self, job: Job) -> Iterator[None]:
-        """What runs in here is a part of the call: asyncio tasks that start here, and the threads that they use, too."""
-        token = _inside.set((*_inside.get(), ref(job)))
-        try:
-            yield
-        finally:
-            _inside.reset(token)
+    @staticmethod
+    def enter(job: Job) -> Token[tuple[ref[Job], ...]]:
+        """What runs until `leave` is a part of the call: asyncio tasks that start here, and the threads that they use, too."""
+        return _inside.set((*_inside.get(), ref(job)))
+
+    @staticmethod
+    def leave(token: Token[tuple[ref[Job], ...]]) -> None:
+        """The end of what `enter` began."""
+        _inside.reset(token)
 
     def is_inside(self) -> bool:
         """Whether the caller is a part of a call that has not returned. In any thread."""

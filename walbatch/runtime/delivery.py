@@ -27,6 +27,7 @@ from walbatch.core.delivery import (
     classify,
     judge,
     recourse,
+    results_of,
 )
 from walbatch.core.history import History
 from walbatch.errors import (
@@ -35,13 +36,14 @@ from walbatch.errors import (
     WalbatchError,
 )
 from walbatch.ports import Clock, Condition, Entropy
+from walbatch.runtime.bell import Bells
 from walbatch.runtime.burial import Burial
 from walbatch.runtime.calls import Calls, Job
 from walbatch.runtime.flow import Flow
 from walbatch.runtime.lane import Shard
 from walbatch.runtime.letters import DeadLetters
 from walbatch.runtime.promises import LOGGED, Promises
-from walbatch.types import NO_OPTIONS, Batch, DeathReason, Mark, Overdue
+from walbatch.types import Batch, DeathReason, Mark, Overdue
 
 _logger = logging.getLogger("walbatch")
 
@@ -69,8 +71,10 @@ class Delivery:
 
     def __init__(
         self, *, cond: Condition, flow: Flow, clock: Clock, entropy: Entropy, promises: Promises, letters: DeadLetters,
-        store: bytes, epoch: int, history: History, given_up: set[int], on_failure: Callable[[WalbatchError], None],
+        store: bytes, epoch: int, history: History, given_up: set[int], on_failure: Callable[[WalbatchError], None], bells: Bells,
+        run_on: Callable[[Shard, int], Job | None],
     ) -> None:  # fmt: skip
+        """`run_on`: the next batch of a shard, if the worker that has brought one back may take it along. With the lock held."""
         # The dispatcher's: it guards the shards, the flow, _given_up and the calls.
         self._cond = cond
         self._flow = flow
@@ -84,6 +88,8 @@ class Delivery:
         self._store = store
         self._epoch = epoch
         self._on_failure = on_failure
+        self._bells = bells
+        self._run_on = run_on
 
     def __repr__(self) -> str:
         return f"<Delivery {len(self.calls)} calls under way, {self._flow.abandoned} given up>"
@@ -93,32 +99,37 @@ class Delivery:
     def job(self, shard: Shard, flight: Flight, *, now_ns: int, end_lsn: int) -> Job:
         """The batch of a flight, with the mark that holds once it is applied."""
         lane = shard.lane
-        entries = flight.entries
-        lsns, keys, payloads, priorities, arrivals, options = zip(*entries, strict=True)
+        lsns, keys, payloads, priorities, options = flight.columns()
         mark = None
         if lane.logged and lane.setup.transactional:
             if shard.cursor is None:
                 shard.ledger.advance(end_lsn)
-            mark = shard.ledger.mark(epoch=self._epoch, settling=frozenset(lsns))
+            mark = shard.ledger.mark(epoch=self._epoch, settling=lsns)
         lane.batches += 1
-        size = sum(map(len, keys)) + sum(map(len, payloads))
+        arrivals = flight.arrivals_ns
+        mean_ns = sum(time * count for time, count in arrivals) // flight.count
         shard.tally.cut(
-            flight.reason, len(entries), size, oldest_ns=now_ns - min(arrivals), mean_ns=now_ns - sum(arrivals) // len(arrivals),
+            flight.reason, flight.count, flight.size, oldest_ns=now_ns - min(arrivals)[0], mean_ns=now_ns - mean_ns,
             target_count=shard.target, now_ns=now_ns,
         )  # fmt: skip
         batch = Batch(
-            lane=lane.setup.name, shard=shard.index, store=self._store, lsns=lsns if lane.logged else (), keys=keys,
-            attempt=1 + max(flight.tries, *map(shard.queue.attempts, lsns)),
-            payloads=payloads, priorities=priorities, reason=flight.reason, mark=mark,
-            options=options if any(option is not NO_OPTIONS for option in options) else (),
+            lane=lane.setup.name, shard=shard.index, store=self._store, lsns=tuple(lsns) if lane.logged else (), keys=keys,
+            attempt=1 + max(flight.tries, shard.queue.most_attempts(lsns)),
+            payloads=payloads, priorities=priorities, reason=flight.reason, mark=mark, options=options,
         )  # fmt: skip
         teaches = shard.teaches(flight)
         shard.aim()
         return Job(shard=shard, flight=flight, batch=batch, teaches=teaches)
 
     def deliver(self, job: Job) -> Callable[[], None]:
-        """What a worker does with a batch."""
-        return lambda: self._apply(job)
+        """What a worker does with a batch, and with those that are due in its shard when it has brought one back."""
+
+        def run() -> None:
+            following: Job | None = job
+            while following is not None:
+                following = self._apply(following)
+
+        return run
 
     def expire(self, expiry: Expiry) -> Callable[[], None]:
         """What a worker does with operations that have missed their deadline."""
@@ -169,23 +180,46 @@ class Delivery:
 
     # --- the call -----------------------------------------------------------------------------------------------------
 
-    def _apply(self, job: Job) -> None:
-        """One call of a backend. Whatever it does, the batch ends settled or queued again."""
-        shard, lane = job.shard, job.shard.lane
-        backend = lane.setup.backend
+    def _apply(self, job: Job) -> Job | None:
+        """One call of a backend. Whatever it does, the batch ends settled or queued again. Returns what to do next."""
+        if job.began_ns:
+            job.began_ns = (
+                self._clock.monotonic_ns()
+            )  # it came with the lock, before others were told of the last batch
+        else:
+            with self._cond:
+                self.calls.begin(job, self._clock.monotonic_ns())
+        answer, error = self._call(job)
+        results = results_of(answer, job.flight.count) if error is None else None
+        if error is None and (answer is None or results is not None):
+            following = self._applied(job, results)
+            if not job.given_up:
+                return following
+        self._answered(job, answer, error)
+        return None
+
+    def _call(self, job: Job) -> tuple[object, BaseException | None]:
+        """What the backend answers, or raises."""
+        backend = job.shard.lane.setup.backend
         assert backend is not None
-        with self._cond:
-            self.calls.begin(job, self._clock.monotonic_ns())
+        token = self.calls.enter(job)
+        try:
+            return backend.apply(job.batch), None
+        except BaseException as error:  # noqa: BLE001 - a backend may raise anything
+            return None, error
+        finally:
+            self.calls.leave(token)
+
+    def _answered(self, job: Job, answer: object, error: BaseException | None) -> None:
+        """The backend has answered, or raised `error`: find out what becomes of the batch."""
+        shard, lane = job.shard, job.shard.lane
         verdict: Verdict | None = None
         failure: Failure | None = None
         fatal: WalbatchError | None = None
         is_nonsense = False
-        try:
-            with self.calls.inside(job):
-                answer = backend.apply(job.batch)
-        except (Fenced, BackendError) as error:
+        if isinstance(error, (Fenced, BackendError)):
             fatal = error
-        except BaseException as error:  # noqa: BLE001 - a backend may raise anything
+        elif error is not None:
             failure = _understand(
                 Overran(f"apply was interrupted after {self._seconds(job):.3g} s")
                 if job.interrupted
@@ -195,21 +229,21 @@ class Delivery:
             try:
                 verdict = judge(job.batch, answer, lane.order)  # type: ignore[arg-type]  # wrapped backends answer synchronously
                 self._check_mark(job, verdict)
-            except ValueError as error:
+            except ValueError as nonsense:
                 # Nobody's fault but the backend's: as an outage, so that nothing dies of it.
-                failure = Failure(kind=FailureKind.RETRY, text=str(error))
+                failure = Failure(kind=FailureKind.RETRY, text=str(nonsense))
                 is_nonsense = True
-            except (Fenced, BackendError) as error:
-                fatal = error
-            except BaseException as error:  # noqa: BLE001 - the mark was asked for
-                failure = _understand(error)
+            except (Fenced, BackendError) as found:
+                fatal = found
+            except BaseException as raised:  # noqa: BLE001 - the mark was asked for
+                failure = _understand(raised)
         with self._cond:
             now_ns = self._clock.monotonic_ns()
             shard.nonsense = shard.nonsense + 1 if is_nonsense else 0
             self.calls.end(job)
             if job.given_up:
                 self._flow.abandoned -= 1
-                self._cond.notify_all()
+                self._bells.everybody()
         seconds = (now_ns - job.began_ns) / NS_PER_S
         if job.given_up:
             _logger.warning(
@@ -227,6 +261,40 @@ class Delivery:
         else:
             assert failure is not None
             self._recover(job, failure, seconds)
+
+    def _applied(self, job: Job, results: Sequence[object] | None) -> Job | None:
+        """The backend says that it has applied all of a batch, with these results. Returns what to do next.
+
+        Nothing is done with one that was given up. The lock is taken once: most batches are applied, and many are small.
+        """
+        shard, lane, flight = job.shard, job.shard.lane, job.flight
+        count = flight.count
+        with self._cond:
+            if job.given_up:
+                return None
+            now_ns = self._clock.monotonic_ns()
+            self.calls.end(job)
+            shard.nonsense = 0
+            self._observe(job, BatchResult.DELIVERED, (now_ns - job.began_ns) / NS_PER_S)
+            shard.breaker.record(now_ns, ok=True, chance=0.0)  # nothing opens on it
+            lane.budget.succeeded()
+            shard.queue.finish(flight.number)
+            self._count(shard, flight.lsns, ())
+            shard.tally.done(
+                flight.reason, count, (now_ns - job.began_ns) / NS_PER_S, applied=count, retried=0, dead=0, failed=False,
+                result=BatchResult.DELIVERED.value, now_ns=now_ns,
+            )  # fmt: skip
+            lane.in_flight -= 1
+            self._flow.in_flight -= 1
+            following = self._run_on(shard, now_ns)
+            if following is not None:
+                self.calls.begin(following, now_ns)
+            if shard.has_news or not lane.logged:
+                self._cond.notify_all()
+            if shard.wants_refill:
+                self._bells.reader.ring()
+        self._promises.resolve_applied(LOGGED if lane.logged else lane.index, flight.lsns, results)
+        return following
 
     def _check_mark(self, job: Job, verdict: Verdict) -> None:
         """A transactional backend may leave operations out only if the mark that it stored leaves them out, too.
@@ -278,13 +346,13 @@ class Delivery:
         shard, lane, number = job.shard, job.shard.lane, job.flight.number
         retry = lane.settings.retry
         now_ns = self._clock.monotonic_ns()
-        count = len(job.flight.entries)
+        count = job.flight.count
         lane.last_error = failure.text
         result = RESULTS.get(failure.kind, BatchResult.FAILED)
         self._observe(job, result, seconds)
         course = recourse(
             failure, tries=job.flight.tries, count=count, searching=shard.queue.is_search(number),
-            batch_retries=retry.batch_retries, bytes=sum(map(len, job.batch.keys)) + sum(map(len, job.batch.payloads)),
+            batch_retries=retry.batch_retries, bytes=job.flight.size,
         )  # fmt: skip
         shard.breaker.record(now_ns, ok=course.ok, chance=self._entropy.uniform())
         if course.outage:
@@ -346,7 +414,7 @@ class Delivery:
             queue.unsplit(number, retry_at_ns=at_ns)
         else:
             queue.fail(number, retry_at_ns=at_ns)
-        self._land(job, retried=len(job.flight.entries), result=result)
+        self._land(job, retried=job.flight.count, result=result)
 
     def _land(
         self, job: Job, *, retried: int, applied: int = 0, dead: int = 0, result: BatchResult = BatchResult.DELIVERED,
@@ -356,7 +424,7 @@ class Delivery:
         lane = job.shard.lane
         now_ns = self._clock.monotonic_ns()
         job.shard.tally.done(
-            job.flight.reason, len(job.flight.entries), (now_ns - (job.began_ns or now_ns)) / NS_PER_S, applied=applied,
+            job.flight.reason, job.flight.count, (now_ns - (job.began_ns or now_ns)) / NS_PER_S, applied=applied,
             retried=retried, dead=dead, failed=failed, result=result.value, now_ns=now_ns,
         )  # fmt: skip
         lane.in_flight -= 1
@@ -364,15 +432,15 @@ class Delivery:
         if retried:
             lane.failed_batches += 1
             lane.retried += retried
-        self._cond.notify_all()
+        self._bells.everybody()
 
     def _observe(self, job: Job, result: BatchResult, seconds: float) -> None:
         """Tell the controllers. With the lock held."""
         shard, lane = job.shard, job.shard.lane
-        count = len(job.flight.entries)
+        count = job.flight.count
         predicted = shard.controller.predict_s(count)
         observation = Observation(
-            count=count, bytes=sum(map(len, job.batch.keys)) + sum(map(len, job.batch.payloads)), seconds=seconds, result=result,
+            count=count, bytes=job.flight.size, seconds=seconds, result=result,
             learnable=job.teaches, concurrency=max(1, lane.in_flight),
         )  # fmt: skip
         shard.controller.observe(observation)
@@ -442,13 +510,15 @@ class Delivery:
             )
             self._land(job, retried=len(retry), applied=len(applied), dead=len(deaths), failed=False)
         scope = LOGGED if lane.logged else lane.index
-        self._promises.resolve_many(scope, ((entries[index][0], result) for index, result in applied.items()))
+        self._promises.resolve_applied(
+            scope, [entries[index][0] for index in applied], list(applied.values())
+        )
         self.burial.tell_dead(shard, {entries[index][0]: death for index, death in deaths.items()})
 
     def _count(self, shard: Shard, applied: Sequence[int], dead: Sequence[int]) -> None:
         """These are settled. With the lock held."""
         lane = shard.lane
-        shard.ledger.settle([*applied, *dead])
+        shard.ledger.settle([*applied, *dead] if dead else applied)
         shard.breaker.settled(applied=len(applied), dead=len(dead))
         lane.applied += len(applied)
         lane.dead += len(dead)
@@ -472,7 +542,7 @@ class Delivery:
             else:
                 shard.refused_until_ns = self._clock.monotonic_ns() + MISSED_RETRY_NS
                 shard.unburied.append((shard.refused_until_ns, expiry.entries))
-            self._cond.notify_all()
+            self._bells.everybody()
         if buried:
             self.burial.tell_dead(shard, dict.fromkeys(lsns, death))
 
@@ -486,7 +556,7 @@ class Delivery:
             shard.ledger.settle([lsn])
             lane.cancelled += 1
             self._flow.settled += lane.logged
-            self._cond.notify_all()
+            self._bells.everybody()
         self.burial.tell_cancelled(lsn)
 
 

@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 
+from walbatch import limits
 from walbatch.config import Lane as LaneSettings
 from walbatch.core.batcher import Entry, Situation
 from walbatch.core.history import History
 from walbatch.core.pressure import Pressure
+from walbatch.core.run import Run, dealt
 from walbatch.errors import EngineClosed, Overloaded, WalbatchError
 from walbatch.ports import Clock, Entropy, Log, Memory, StateStore, Thread, Threads
+from walbatch.runtime.bell import Bells
 from walbatch.runtime.calls import Job
 from walbatch.runtime.committer import Committed
 from walbatch.runtime.delivery import Delivery, Expiry
@@ -33,10 +36,9 @@ from walbatch.runtime.flushing import Flushing
 from walbatch.runtime.lane import Cursor, Lane, LaneSetup, Shard
 from walbatch.runtime.letters import DeadLetters
 from walbatch.runtime.overview import Overview
-from walbatch.runtime.promises import LOGGED, Promises
+from walbatch.runtime.promises import Promises
 from walbatch.runtime.readback import ReadBack
 from walbatch.runtime.reader import Reader
-from walbatch.runtime.ticket import Promise
 from walbatch.runtime.watch import Watch
 from walbatch.runtime.workers import Workers
 from walbatch.types import NO_OPTIONS, PRIORITY_URGENT, Options, Position
@@ -45,6 +47,8 @@ _logger = logging.getLogger("walbatch")
 
 TICK_FLOOR_NS = 1_000_000
 """Shortest tick: a linger of nothing must not make the timer spin while batches are in flight."""
+LOOK_WAIT_NS = 20_000_000
+"""How long a look at everything waits for what is just being taken over."""
 DUE_FLOOR_NS = 100_000
 """Shortest sleep of the timer, so that no mistake about a deadline can make it spin."""
 
@@ -104,6 +108,9 @@ class Dispatcher:
                 shard.ledger.frontier = watermark
         self._first_shard = 0
         self._idle = False
+        # Whether a shard with nothing in flight had to do without a flush slot when the timer looked last.
+        self._crowded = False
+        self._bells = Bells(threads, self._cond)
         self._threads_running: list[Thread] = []
         self._asides: list[Thread] = []
         # Guards the inbox: the leader must not wait for a dispatcher that is busy.
@@ -114,13 +121,14 @@ class Dispatcher:
         self.promises = Promises()
         self._delivery = Delivery(
             cond=self._cond, flow=self._flow, clock=clock, entropy=entropy, promises=self.promises, letters=letters, store=store,
-            epoch=epoch, history=history, given_up=self._read_back.given_up, on_failure=on_failure,
+            epoch=epoch, history=history, given_up=self._read_back.given_up, on_failure=on_failure, bells=self._bells,
+            run_on=self._run_on,
         )  # fmt: skip
         self._history = history
         self._watch = Watch(memory=memory, clock=clock, lanes=self.lanes)
         self.overview = Overview(
             cond=self._cond, flow=self._flow, clock=clock, lanes=self.lanes, calls=self._delivery.calls, history=history,
-            watch=self._watch, epoch=epoch,
+            watch=self._watch, epoch=epoch, await_taking_over=self._await_taking_over,
         )  # fmt: skip
         self.flushing = Flushing(
             cond=self._cond,
@@ -128,17 +136,19 @@ class Dispatcher:
             clock=clock,
             lanes=self._by_name,
             is_taking_over=lambda: bool(self._inbox),
+            wake=self._bells.everybody,
         )
         # Held while the log is read: by the reader, and by whoever looks for one operation.
         reading = threads.condition()
         self.finder = Finder(
             cond=self._cond, lanes=self.lanes, read_back=self._read_back, delivery=self._delivery, log=log, reading=reading,
-            state=state, flow=self._flow, threads=threads, aside=self._aside,
+            state=state, flow=self._flow, threads=threads, aside=self._aside, wake=self._bells.everybody,
             is_absorbed=self._is_absorbed, settled_lsn=self.overview.settled_lsn,
         )  # fmt: skip
         self._reader = Reader(
             cond=self._cond, reading=reading, flow=self._flow, log=log, read_back=self._read_back, express=self._express,
             promises=self.promises, overview=self.overview, is_pressed=lambda: self._is_pressed, look_around=self.look_around,
+            bells=self._bells,
         )  # fmt: skip
         self._workers = Workers(
             threads,
@@ -154,8 +164,12 @@ class Dispatcher:
         """What wakes the timer, and how often it looks: from the settings of all lanes. With the lock held, or before the start."""
         settings = self._settings
         triggers = [lane.settings.trigger for lane in self.lanes]
-        self._urgent_count = min((trigger.count or 64 for trigger in triggers), default=1)
-        self._urgent_bytes = min([*(trigger.bytes for trigger in triggers), settings.memory_bytes_max // 4])
+        awake = [lane.settings.trigger for lane in self.lanes if not (lane.paused or lane.held)]
+        self._urgent_count = min(
+            (trigger.count or 64 for trigger in awake), default=limits.UNSYNCED_COUNT_MAX
+        )
+        self._urgent_bytes = min([*(trigger.bytes for trigger in awake), settings.memory_bytes_max // 4])
+        self._resting = not awake
         lingers = [trigger.linger_ns for trigger in triggers if trigger.linger_ns is not None]
         self._eager = len(lingers) < len(triggers)
         self._tick_ns = max(TICK_FLOOR_NS, min([*lingers, settings.timer_ns]))
@@ -195,10 +209,6 @@ class Dispatcher:
 
     # --- taking operations in ---
 
-    def register(self, lane: int, lsn: int, promise: Promise) -> None:
-        """Whoever settles the operation resolves `promise`, as long as somebody keeps it."""
-        self.promises.register(LOGGED if self.lanes[lane].logged else lane, lsn, promise)
-
     def on_durable(self, committed: Committed) -> None:
         """A group became durable. Called in LSN order by the leader; a repeated call is recognised."""
         group = committed.group
@@ -209,8 +219,7 @@ class Dispatcher:
             urgent = self._inbox_count >= self._urgent_count or self._inbox_bytes >= self._urgent_bytes
             urgent = urgent or group.is_urgent
         if urgent or self._idle:
-            with self._cond:
-                self._cond.notify_all()
+            self._bells.timer.ring()
 
     def submit_unlogged(
         self, lane: int, shards: Sequence[int], keys: Sequence[bytes], payloads: Sequence[bytes], priority: int, *,
@@ -251,7 +260,7 @@ class Dispatcher:
                 self._flow.unlogged_inbox += len(rows)
                 self._inbox_bytes += sum(len(entry[1]) + len(entry[2]) for _, entry in rows)
                 self._inbox.append(Unlogged(rows))
-            self._cond.notify_all()
+        self._bells.timer.ring()
 
     def _absorb(self) -> None:
         """Move the inbox into the shards. Called with the lock held, and by the engine's own threads only.
@@ -261,42 +270,63 @@ class Dispatcher:
         with self._inbox_guard:
             whole, self._inbox = self._inbox, deque()
             self._inbox_bytes = self._inbox_count = self._flow.unlogged_inbox = 0
-        inbox = [one for one in whole if isinstance(one, Committed)]
         now, wall = self._clock.monotonic_ns(), self._clock.wall_ns()
-        times, no_options = repeat(now), repeat(NO_OPTIONS)
-        lanes, end, end_lsn = self.lanes, self._flow.end, self._flow.end_lsn
-        arrived: defaultdict[Shard, list[Entry]] = defaultdict(list)
-        for committed in inbox:
-            group = committed.group
-            last_lsn = group.last_lsn
-            if last_lsn <= end_lsn:
-                continue  # handed over twice by an interrupted leader
-            lsns = range(group.first_lsn, last_lsn + 1)
-            rows = zip(
-                lsns, group.keys, group.payloads, group.priorities, times, group.options or no_options, strict=False
-            )  # fmt: skip
-            for entry, lane_index, shard_index in zip(rows, group.lanes, group.shards, strict=True):
-                arrived[lanes[lane_index].shards[shard_index]].append(entry)
-            end, end_lsn = committed.end, last_lsn
-        for shard, entries in arrived.items():
-            shard.lane.submitted += len(entries)
-            taken = 0
-            if shard.cursor is None:
-                # Cancelled while it was written and not durable yet: the reader passes it over.
-                able = self._read_back.before_taken_back(entries)
-                taken = shard.take_in_many(able, now_ns=now, wall_ns=wall)
-                if taken < len(entries):
-                    lsn = entries[taken][0]
-                    position = next(one.position for one in inbox if lsn <= one.group.last_lsn)
-                    shard.cursor = Cursor(position, lsn)
-                    shard.ledger.advance(lsn - 1)
-            if taken < len(entries) and any(entry[3] >= PRIORITY_URGENT for entry in entries[taken:]):
-                self._express.want()
-        self._flow.end, self._flow.end_lsn = end, end_lsn
+        for committed in whole:
+            # One that an interrupted leader handed over twice is passed over.
+            if isinstance(committed, Committed) and committed.group.last_lsn > self._flow.end_lsn:
+                self._absorb_group(committed, now, wall)
+                self._flow.end, self._flow.end_lsn = committed.end, committed.group.last_lsn
         for one in whole:
             for shard, entry in one.rows if isinstance(one, Unlogged) else ():
                 shard.lane.submitted += 1
                 shard.take_in(entry, now_ns=now, wall_ns=wall)
+
+    def _absorb_group(self, committed: Committed, now_ns: int, wall_ns: int) -> None:
+        """Move a group into its shards: in columns where all of its operations are alike, else one by one. With the lock held."""
+        group, lanes = committed.group, self.lanes
+        lane, priority = group.sole_lane, group.sole_priority
+        lsns = range(group.first_lsn, group.last_lsn + 1)
+        # What was cancelled while it was written, and not durable yet, is passed over by the reader.
+        if (
+            lane is not None
+            and priority is not None
+            and not group.options
+            and not self._read_back.has_taken_back
+        ):
+            run = Run(lsns, group.keys, group.payloads, priority, now_ns, size=group.bytes)
+            shards = lanes[lane].shards
+            sole = group.sole_shard
+            hands = dealt(run, group.shards, len(shards)) if sole is None else {sole: run}
+            for index, mine in hands.items():
+                taken = shards[index].take_in_run(mine) if shards[index].cursor is None else 0
+                self._arrived(
+                    shards[index], committed, mine.lsns, taken, is_urgent=priority >= PRIORITY_URGENT
+                )
+            return
+        arrived: defaultdict[Shard, list[Entry]] = defaultdict(list)
+        rows = zip(
+            lsns, group.keys, group.payloads, group.priorities, repeat(now_ns), group.options or repeat(NO_OPTIONS), strict=False
+        )  # fmt: skip
+        for entry, lane_index, shard_index in zip(rows, group.lanes, group.shards, strict=True):
+            arrived[lanes[lane_index].shards[shard_index]].append(entry)
+        for shard, entries in arrived.items():
+            able = self._read_back.before_taken_back(entries) if shard.cursor is None else ()
+            taken = shard.take_in_many(able, now_ns=now_ns, wall_ns=wall_ns)
+            is_urgent = any(entry[3] >= PRIORITY_URGENT for entry in entries[taken:])
+            self._arrived(shard, committed, [entry[0] for entry in entries], taken, is_urgent=is_urgent)
+
+    def _arrived(
+        self, shard: Shard, committed: Committed, lsns: Sequence[int], taken: int, *, is_urgent: bool
+    ) -> None:
+        """A shard has taken in so many of its operations of a group; the others it has to read back."""
+        shard.lane.submitted += len(lsns)
+        if taken == len(lsns):
+            return
+        if shard.cursor is None:
+            shard.cursor = Cursor(committed.position, lsns[taken])
+            shard.ledger.advance(lsns[taken] - 1)
+        if is_urgent:
+            self._express.want()
 
     # --- the timer ---
 
@@ -304,12 +334,10 @@ class Dispatcher:
         """Cut what is due, sleep until something will be."""
         while True:
             self.look_around()
+            wake: int | None = None
             with self._cond:
                 self._idle = False
-                if self._inbox or self._flow.unlogged_inbox:
-                    self._absorb()
-                    self.overview.note_memory()
-                    self._cond.notify_all()
+                absorbed = self._absorb_any()
                 if self._flow.stopping:
                     return
                 now = self._clock.monotonic_ns()
@@ -318,11 +346,25 @@ class Dispatcher:
                 if not jobs:
                     wake = self._next_wake(now)
                     self._idle = wake is None or (self._eager and not self._flow.in_flight)
+                    if self._resting and absorbed:
+                        # Nothing of what comes next can go, so it may come in many groups at once.
+                        self._idle, wake = False, self._tick_ns
                     if self._idle and self._inbox:
                         continue  # a group came between absorbing and going idle
-                    self._cond.wait(wake)
-                    continue
-            self._workers.hand_out(jobs)
+            if jobs:
+                self._workers.hand_out(jobs)
+            else:
+                self._bells.timer.sleep(wake)
+
+    def _absorb_any(self) -> bool:
+        """Move the inbox into the shards, if there is anything in it. Returns whether there was. As `_absorb`."""
+        if not self._inbox and not self._flow.unlogged_inbox:
+            return False
+        self._absorb()
+        self.overview.note_memory()
+        self._cond.notify_all()
+        self._bells.reader.ring()
+        return True
 
     def look_around(self) -> None:
         """Look at memory and the clocks, if nobody has of late."""
@@ -360,6 +402,7 @@ class Dispatcher:
     def _due(self, now: int) -> list[Callable[[], None]]:
         """What there is to do for workers: batches that are due, and what has missed its deadline."""
         jobs: list[Callable[[], None]] = []
+        self._crowded = False
         count = len(self._shards)
         for step in range(count):
             shard = self._shards[(self._first_shard + step) % count]
@@ -373,32 +416,72 @@ class Dispatcher:
             jobs += [self._delivery.expire(Expiry(shard=shard, entries=entries)) for entries in expired]
             if shard.delivers:
                 jobs += [self._delivery.deliver(job) for job in self._cut(shard, now)]
+                self._crowded = self._crowded or not (shard.queue.flights or self._has_slot(shard.lane))
         self._first_shard = (self._first_shard + 1) % max(1, count)
         return jobs
 
-    def _cut(self, shard: Shard, now: int) -> list[Job]:
-        """The batches of a shard that are due, while flush slots are free.
+    def _cut(self, shard: Shard, now: int) -> Iterator[Job]:
+        """The batches of a shard that are due, while flush slots are free."""
+        while self._has_slot(shard.lane):
+            job = self._cut_one(shard, now)
+            if job is None:
+                break
+            yield job
+
+    def _has_slot(self, lane: Lane) -> bool:
+        """Whether a flush slot is free for a lane.
 
         One batch of each lane may be in flight whatever the others do: a lane whose backend hangs must not stop the rest.
         """
-        jobs: list[Job] = []
-        lane = shard.lane
-        while (self._flow.in_flight < self._settings.in_flight_max or not lane.in_flight) and lane.has_slot:
-            allowed = shard.breaker.allows(now)
-            if allowed is None:
-                break
-            probing = allowed == "probe"
-            situation = self._situation(shard, now, probing=probing)
-            reason = shard.queue.due(situation)
-            if reason is None:
-                break
-            flight = shard.queue.cut(situation, reason)
-            if probing:
-                shard.breaker.probe_cut()
-            jobs.append(self._delivery.job(shard, flight, now_ns=now, end_lsn=self._flow.end_lsn))
-            self._flow.in_flight += 1
-            lane.in_flight += 1
-        return jobs
+        has_any = self._flow.in_flight < self._settings.in_flight_max or not lane.in_flight
+        return has_any and lane.has_slot
+
+    def _cut_one(self, shard: Shard, now: int) -> Job | None:
+        """The next batch of a shard that has a flush slot, if one is due."""
+        allowed = shard.breaker.allows(now)
+        if allowed is None:
+            return None
+        probing = allowed == "probe"
+        situation = self._situation(shard, now, probing=probing)
+        reason = shard.queue.due(situation)
+        if reason is None:
+            return None
+        flight = shard.queue.cut(situation, reason)
+        if probing:
+            shard.breaker.probe_cut()
+        self._flow.in_flight += 1
+        shard.lane.in_flight += 1
+        return self._delivery.job(shard, flight, now_ns=now, end_lsn=self._flow.end_lsn)
+
+    def _run_on(self, shard: Shard, now: int) -> Job | None:
+        """The next batch of a shard one of whose batches has just been applied: for the same worker. With the lock held.
+
+        None where the timer has to decide: others may wait for the flush slot, or there is something else to do.
+        """
+        if self._crowded or not shard.lane.has_slot_for_each or not self._has_slot(shard.lane):
+            self._bells.timer.ring()
+            return None
+        job = self._next_of(shard, now)
+        if job is None and not self._flow.in_flight:
+            # The timer sleeps until its next tick, and what comes from here on has to wake it; what came before is seen below.
+            self._idle = True
+        if job is None and self._absorb_any():
+            self._bells.timer.ring()  # the other shards have got something, too
+            job = self._next_of(shard, self._clock.monotonic_ns())
+        if job is None and len(shard.queue):
+            self._bells.timer.ring()  # it lingers otherwise while nothing is in flight
+        return job
+
+    def _next_of(self, shard: Shard, now: int) -> Job | None:
+        """The next batch of a shard that has a slot, unless something else is to be done first."""
+        queue = shard.queue
+        if not len(queue) or self._flow.stopping or not shard.delivers:
+            return None
+        expiry_ns = queue.next_expiry_ns
+        if expiry_ns is not None and expiry_ns <= now:
+            return None
+        queue.release(now)
+        return self._cut_one(shard, now)
 
     @property
     def _is_pressed(self) -> bool:
@@ -425,20 +508,31 @@ class Dispatcher:
             if not paused:
                 for shard in lane.shards:
                     shard.mend()
-            self._cond.notify_all()
+            self._pace()
+            self._bells.everybody()
 
     def configure(self, name: str, settings: LaneSettings) -> None:
         """Take over settings that were checked."""
         with self._cond:
             self._by_name[name].reconfigure(settings)
             self._pace()
-            self._cond.notify_all()
+            self._bells.everybody()
 
     def forget_given_up(self, lsn: int) -> None:
         """The checkpoint covers everything up to here: nobody reads it again."""
         with self._cond:
             given_up = self._read_back.given_up
             given_up -= {one for one in given_up if one <= lsn}
+
+    def _await_taking_over(self) -> None:
+        """Wait until what is in the inbox is in the shards, but not for long: the timer may be busy. With the lock held."""
+        last_lsn = max(
+            (one.group.last_lsn for one in list(self._inbox) if isinstance(one, Committed)), default=0
+        )
+        until_ns = self._clock.monotonic_ns() + LOOK_WAIT_NS
+        while not self._is_absorbed(last_lsn) and (left_ns := until_ns - self._clock.monotonic_ns()) > 0:
+            self._bells.timer.ring()
+            self._cond.wait(left_ns)
 
     def _is_absorbed(self, lsn: int) -> bool:
         """Whether everything committed up to `lsn` is in its shards, or nothing more will be. With the lock held."""
@@ -449,7 +543,7 @@ class Dispatcher:
         with self._cond:
             self._flow.failure = self._flow.failure or error
             self._flow.stopping = True
-            self._cond.notify_all()
+            self._bells.everybody()
         self.promises.resolve_all(error)
 
     def stop(self, timeout_ns: int | None) -> bool:
@@ -460,7 +554,7 @@ class Dispatcher:
         deadline = None if timeout_ns is None else self._clock.monotonic_ns() + timeout_ns
         with self._cond:
             self._flow.stopping = True
-            self._cond.notify_all()
+            self._bells.everybody()
 
         def joined(threads: Sequence[Thread]) -> bool:
             return all(
@@ -488,7 +582,7 @@ class Dispatcher:
     def abandon(self) -> None:
         """Tell everybody who still waits that the engine is closed."""
         with self._cond:
-            self._cond.notify_all()
+            self._bells.everybody()
         self.promises.resolve_all(
             EngineClosed(
                 "the engine was closed before the operation was settled; it is in the log and will be replayed"

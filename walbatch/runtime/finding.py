@@ -30,10 +30,10 @@ class Finder:
 
     def __init__(
         self, *, cond: Condition, lanes: Sequence[Lane], read_back: ReadBack, delivery: Delivery, log: Log, reading: Condition,
-        state: StateStore, flow: Flow, threads: Threads, aside: Callable[[Callable[[], None]], None],
+        state: StateStore, flow: Flow, threads: Threads, aside: Callable[[Callable[[], None]], None], wake: Callable[[], None],
         is_absorbed: Callable[[int], bool], settled_lsn: Callable[[], int],
     ) -> None:  # fmt: skip
-        """`aside` has a thread of the engine's do something.
+        """`aside` has a thread of the engine's do something; `wake`, with the lock held, wakes all who wait.
 
         `is_absorbed(lsn)`: whether the shards have everything that is durable up to there, or nothing more will come.
         """
@@ -50,6 +50,7 @@ class Finder:
         self._flow = flow
         self._threads = threads
         self._aside = aside
+        self._wake = wake
         self._is_absorbed = is_absorbed
         self._settled_lsn = settled_lsn
 
@@ -110,7 +111,7 @@ class Finder:
     def _await_absorbed(self, lsn: int) -> None:
         """A thread of the user's may not absorb: it waits for the timer to do so. With the lock held."""
         while not self._is_absorbed(lsn):
-            self._cond.notify_all()
+            self._wake()
             self._cond.wait(ABSORB_WAIT_NS)
 
     def _take_out(self, lsn: int) -> tuple[Shard | None, Entry | None]:
@@ -127,7 +128,7 @@ class Finder:
         except BaseException:
             with self._cond:
                 shard.queue.restore(entry)
-                self._cond.notify_all()
+                self._wake()
             raise
         with self._cond:
             self._read_back.given_up.add(entry[0])
@@ -142,7 +143,7 @@ class Finder:
         finally:
             with self._cond:
                 self._read_back.cancelling.discard(lsn)
-                self._cond.notify_all()
+                self._wake()
         self._delivery.burial.tell_cancelled(lsn)
         return True
 
@@ -175,9 +176,7 @@ class Finder:
         """Where an operation is, if that can be told without the log. With the lock held."""
         for shard in self._shards:
             if shard.ledger.is_pending(lsn):
-                flying = any(
-                    entry[0] == lsn for flight in shard.queue.flights.values() for entry in flight.entries
-                )
+                flying = any(lsn in flight.lsns for flight in shard.queue.flights.values())
                 return OperationStatus.IN_FLIGHT if flying else OperationStatus.PENDING
         return OperationStatus.CANCELLED if lsn in self._read_back.given_up else None
 

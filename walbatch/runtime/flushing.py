@@ -19,15 +19,17 @@ class Flushing:
     """Whoever waits for lanes to be flushed. Safe from any thread but those that deliver."""
 
     def __init__(
-        self, *, cond: Condition, flow: Flow, clock: Clock, lanes: Mapping[str, Lane], is_taking_over: Callable[[], bool]
+        self, *, cond: Condition, flow: Flow, clock: Clock, lanes: Mapping[str, Lane], is_taking_over: Callable[[], bool],
+        wake: Callable[[], None],
     ) -> None:  # fmt: skip
-        """`is_taking_over`: whether something durable is on its way to the shards; asked with the lock held."""
+        """With the lock held, `is_taking_over` says whether something durable is on its way to the shards, and `wake` wakes all."""
         # The dispatcher's: it guards the flow and the shards.
         self._cond = cond
         self._flow = flow
         self._clock = clock
         self._by_name = lanes
         self._is_taking_over = is_taking_over
+        self._wake = wake
 
     def __repr__(self) -> str:
         return f"<Flushing of {len(self._by_name)} lanes{', draining' * self._flow.draining}>"
@@ -61,7 +63,7 @@ class Flushing:
                 for shard in raised:
                     shard.flush_lsn = targets[shard.lane.index]
                 if raised:  # and not whenever it is woken: two flushes would wake one another for ever
-                    self._cond.notify_all()
+                    self._wake()
                 now = self._clock.monotonic_ns()
                 if deadline is not None and now >= deadline:
                     raise ResultTimeout(
@@ -69,6 +71,22 @@ class Flushing:
                         + self._because(waiting, now)
                     )
                 self._cond.wait(None if deadline is None else deadline - now)
+                while self._keeps_waiting(waiting[0], targets) and (
+                    deadline is None or self._clock.monotonic_ns() < deadline
+                ):
+                    self._cond.wait(None if deadline is None else deadline - self._clock.monotonic_ns())
+
+    def _keeps_waiting(self, shard: Shard, targets: Mapping[int, int]) -> bool:
+        """Whether this shard alone is reason enough to go on waiting, so that nobody need look at the others.
+
+        A flush is woken by every batch that lands: with a look at all shards each time, they would be most of what it costs.
+        """
+        flow = self._flow
+        if flow.failure is not None or flow.stopping or shard.broken or shard.is_clogged:
+            return False
+        if any(lane.paused or lane.held for lane in self._by_name.values() if lane.index in targets):
+            return False
+        return shard.lane.logged and self._flushed_lsn(shard) < targets[shard.lane.index]
 
     def _flushed_lsn(self, shard: Shard) -> int:
         """Every operation up to this LSN is settled or delayed. Called with the lock held."""
@@ -98,7 +116,7 @@ class Flushing:
             for lane in self._by_name.values():
                 for shard in lane.shards:
                     shard.queue.hurry(self._clock.monotonic_ns())
-            self._cond.notify_all()
+            self._wake()
             while True:
                 now = self._clock.monotonic_ns()
                 lanes = self._by_name.values()
@@ -114,12 +132,12 @@ class Flushing:
         """End a drain that is under way."""
         with self._cond:
             self._flow.hurried = True
-            self._cond.notify_all()
+            self._wake()
 
 
 def stalled_count(shard: Shard) -> int:
     """Operations of a shard which are neither delayed nor in flight: what it does not deliver if it stands still."""
-    in_flight = sum(len(flight.entries) for flight in shard.queue.flights.values())
+    in_flight = sum(map(len, shard.queue.flights.values()))
     return max(0, len(shard.ledger) - in_flight - len(shard.queue.delayed_lsns))
 
 

@@ -20,7 +20,7 @@ from walbatch import limits
 from walbatch.core.idempotency import KeyWindow, LaneKey
 from walbatch.errors import Overloaded, StorageError
 from walbatch.ports import Clock, Log, StateStore, Threads
-from walbatch.runtime.ticket import Promise
+from walbatch.runtime.ticket import Fate
 from walbatch.types import KeyUse, Position
 
 _logger = logging.getLogger("walbatch")
@@ -31,11 +31,10 @@ NOTE_LSNS: Final = 100_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Used:
-    """The operation that used a key. Its promises, as long as somebody keeps them."""
+    """The operation that used a key, and its fate until the key is saved."""
 
     lsn: int
-    durable: Promise | None
-    settled: Promise | None
+    fate: Fate | None
 
 
 class KeyIndex:
@@ -50,7 +49,7 @@ class KeyIndex:
         self._age_ns = age_ns
         self._window = KeyWindow(age_ns, limits.IDEMPOTENCY_KEYS_MAX)
         self._reserved: set[LaneKey] = set()
-        self._under_way: dict[int, tuple[Promise, Promise]] = {}
+        self._under_way: dict[int, Fate] = {}
         self._saved_lsn = saved_lsn
         self._is_used = False
         self._searches = False
@@ -132,16 +131,13 @@ class KeyIndex:
             if lsn is None:
                 self._reserved.add((lane, key))
                 return None
-            durable, settled = self._under_way.get(lsn, (None, None))
-            return Used(lsn=lsn, durable=durable, settled=settled)
+            return Used(lsn=lsn, fate=self._under_way.get(lsn))
 
-    def use(
-        self, lane: str, key: bytes, lsn: int, wall_ns: int, *, durable: Promise, settled: Promise
-    ) -> None:
+    def use(self, lane: str, key: bytes, lsn: int, wall_ns: int, fate: Fate) -> None:
         """A reserved key has its LSN. Others that wait for it go on."""
         with self._guard:
             self._add(lane, key, lsn, wall_ns)
-            self._under_way[lsn] = durable, settled
+            self._under_way[lsn] = fate
             self._reserved.discard((lane, key))
             self._guard.notify_all()
 

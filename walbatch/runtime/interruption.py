@@ -4,7 +4,8 @@ What is not here: what follows from it (`engine.closing`).
 
 The idea needed to read it: what the interrupted call holds, its own locks, those of the state and of libraries, and its lead of a
 commit group, nobody gets before it goes on, and it goes on when the handler returns. Only the stack knows of all of them. A call
-that waits in a condition has given up all that it held: it can be waited beside, unless it leads.
+that waits in a condition has given up all that it held, and one that waits for an event holds nothing: it can be waited beside,
+unless it leads.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from types import FrameType
 from typing import Final
 
 from walbatch.runtime import ticket
-from walbatch.runtime.clock import RealCondition
+from walbatch.runtime.clock import RealCondition, RealEvent
 from walbatch.runtime.committer import Committer
 
 _PACKAGE: Final = __name__.partition(".")[0]
 _WAITING: Final = RealCondition.wait.__code__
+_AWAITING: Final = RealEvent.wait.__code__
 _LEADING: Final = Committer._lead.__code__  # noqa: SLF001 - who leads has no lock to be seen by, only this call
 
 
@@ -38,7 +40,9 @@ def cuts_in(engine: object) -> bool:
     if not any(_is_call_of(frame, engine) for frame in below):
         return False
     innermost = below[0]
-    is_parked = innermost.f_code is _WAITING and not innermost.f_locals["self"].is_held()
+    is_parked = innermost.f_code is _AWAITING or (
+        innermost.f_code is _WAITING and not innermost.f_locals["self"].is_held()
+    )
     return not is_parked or any(frame.f_code is _LEADING for frame in below)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Final
 
 from walbatch import limits
@@ -22,8 +23,9 @@ from walbatch.core.budget import RetryBudget
 from walbatch.core.checksum import crc32c
 from walbatch.core.concurrency import Concurrency
 from walbatch.core.controller import START_COUNT, FixedSize, LatencyAimd, SizeController
-from walbatch.core.entry import lsn_of, options_of
+from walbatch.core.entry import options_of, priority_of
 from walbatch.core.history import Expectation
+from walbatch.core.run import Run
 from walbatch.core.settlement import ShardLedger
 from walbatch.core.statistics import ShardTally
 from walbatch.core.surface import ResponseSurface
@@ -43,6 +45,8 @@ from walbatch.types import (
 
 FLIGHTS_MAX: Final = 64
 """Batches of one shard in flight, where order allows more than one."""
+RUN_COUNT_MIN: Final = 8
+"""From so many operations on that are alike it costs less to take them in at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,22 +172,35 @@ class Shard:
 
     def take_in_many(self, entries: Sequence[Entry], *, now_ns: int, wall_ns: int) -> int:
         """New operations, in LSN order, as long as there is room for them. Returns how many."""
-        taken, count = 0, len(entries)
-        while taken < count and self.has_room:
-            # All at once, or all behind the first: the queue may have to suit itself to that one.
-            if taken < 2 <= count - taken and self._take_in_at_once(entries[taken:]):  # noqa: PLR2004
-                return count
-            self.take_in(entries[taken], now_ns=now_ns, wall_ns=wall_ns)
-            taken += 1
+        taken = 0
+        for (_, are_bare), group in groupby(entries, _kinship):
+            alike = list(group)
+            count = 0
+            if are_bare and len(alike) >= RUN_COUNT_MIN:
+                lsns, keys, payloads, (priority, *_), (arrival_ns, *_), _ = zip(*alike, strict=True)
+                count = self.take_in_run(Run(lsns, keys, payloads, priority, arrival_ns))
+            else:
+                while count < len(alike) and self.has_room:
+                    self.take_in(alike[count], now_ns=now_ns, wall_ns=wall_ns)
+                    count += 1
+            taken += count
+            if count < len(alike):
+                break
         return taken
 
-    def _take_in_at_once(self, entries: Sequence[Entry]) -> bool:
-        """New operations, in LSN order, if there is nothing to say of any of them, and room for all."""
-        are_bare = list(map(options_of, entries)).count(NO_OPTIONS) == len(entries)
-        if not are_bare or not self.queue.push_many(entries, memory_bytes_max=self.memory_bytes_max):
-            return False
-        self.ledger.admit_many(list(map(lsn_of, entries)))
-        return True
+    def take_in_run(self, run: Run) -> int:
+        """New operations without options, in LSN order, as long as there is room for them. Returns how many."""
+        count, room = len(run), self.memory_bytes_max - self.queue.memory_bytes
+        if room <= 0:
+            return 0
+        if run.bytes + limits.OPERATION_OVERHEAD_BYTES * count > room:
+            # The last one may exceed it, like one that comes alone.
+            fitting = run.count_within(0, count, room - 1, limits.OPERATION_OVERHEAD_BYTES) + 1
+            if fitting < count:
+                run, count = run.part(0, fitting), fitting
+        self.queue.push_run(run)
+        self.ledger.admit_many(run.lsns)
+        return count
 
     def take_in_ahead(self, entries: Sequence[Entry], *, now_ns: int, wall_ns: int) -> None:
         """Operations from further back in the log, in LSN order, which go before those that are here."""
@@ -251,6 +268,11 @@ class Shard:
     def wants_refill(self) -> bool:
         """Whether to read for it: half empty, so that a frame is not read again for each operation."""
         return self.cursor is not None and self.queue.memory_bytes * 2 <= self.memory_bytes_max
+
+    @property
+    def has_news(self) -> bool:
+        """Whether those who wait until it is flushed, or drained, should look again."""
+        return not self.queue.ready or 0 < self.flush_lsn <= self.ledger.watermark()
 
     @property
     def starves(self) -> bool:
@@ -392,9 +414,21 @@ class Lane:
         return self.setup.shards if self.concurrency is None else self.concurrency.limit
 
     @property
+    def has_slot_for_each(self) -> bool:
+        """Whether no shard has to wait until another gives up its slot."""
+        return len(self.shards) == 1 or (
+            self.concurrency is None and self.settings.strategy is not Strategy.SERIAL
+        )
+
+    @property
     def has_slot(self) -> bool:
         """Whether one more batch may be in flight."""
         return self.in_flight < self.slots
+
+
+def _kinship(entry: Entry) -> tuple[int, bool]:
+    """What operations share that are taken in at once: their priority, and that there is nothing else to say of them."""
+    return priority_of(entry), options_of(entry) is NO_OPTIONS
 
 
 def _monotonic(wall_time_ns: int, now_ns: int, wall_ns: int) -> int:

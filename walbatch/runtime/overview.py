@@ -5,7 +5,7 @@ What is not here: counting, and looking around (`watch`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -52,8 +52,9 @@ class Overview:
 
     def __init__(
         self, *, cond: Condition, flow: Flow, clock: Clock, lanes: Sequence[Lane], calls: Calls, history: History, watch: Watch,
-        epoch: int,
+        epoch: int, await_taking_over: Callable[[], None],
     ) -> None:  # fmt: skip
+        """`await_taking_over`, with the lock held, waits until what was durable is in the shards: for a moment at most."""
         # The dispatcher's: it guards all that is looked at.
         self._cond = cond
         self._flow = flow
@@ -64,6 +65,7 @@ class Overview:
         self._history = history
         self._watch = watch
         self._epoch = epoch
+        self._await_taking_over = await_taking_over
         self._snapshots_due_ns = 0
 
     def __repr__(self) -> str:
@@ -121,8 +123,9 @@ class Overview:
 
     def report(self) -> Report:
         """Every lane's figures, at one moment."""
-        now_ns, wall_ns = self._clock.monotonic_ns(), self._clock.wall_ns()
         with self._cond:
+            self._await_taking_over()
+            now_ns, wall_ns = self._clock.monotonic_ns(), self._clock.wall_ns()
             lanes = {
                 lane.setup.name: lane_stats(
                     lane,

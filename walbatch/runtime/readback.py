@@ -8,12 +8,14 @@ full stays behind at the first operation that it could not take.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from walbatch.core.entry import Entry
 from walbatch.core.routing import shards_of
+from walbatch.core.run import Run, dealt
 from walbatch.ports import Clock, DecodedFrame
 from walbatch.runtime.lane import Cursor, Lane, Shard
 from walbatch.types import NO_OPTIONS, Position
@@ -36,6 +38,9 @@ class Fed:
 
 
 NOTHING_FED: Final = Fed()
+
+Hands = Mapping[int, Run]
+"""What each shard of a lane gets of a frame."""
 
 
 class ReadBack:
@@ -97,18 +102,75 @@ class ReadBack:
             shard.ledger.advance(end_lsn)
             shard.cursor = Cursor(end, end_lsn + 1) if grown else None
 
-    def feed(self, cohort: Sequence[Shard], frame: DecodedFrame, *, end_lsn: int) -> Fed:
+    def deal(self, frame: DecodedFrame) -> Hands | None:
+        """A frame of one lane, divided among its shards; None where there is more to say of its operations. Needs no lock."""
+        priority, count = frame.priorities[0], len(frame.keys)
+        if len(frame.kinds) > 1 or frame.options or frame.priorities.count(priority) != count:
+            return None
+        lane = self._by_name.get(frame.kinds[0])
+        if lane is None:
+            return {}
+        run = Run(frame.lsns, frame.keys, frame.payloads, priority, self._clock.monotonic_ns())
+        shards = lane.setup.shards
+        return {0: run} if shards == 1 else dealt(run, shards_of(frame.keys, shards), shards)
+
+    def feed(
+        self, cohort: Sequence[Shard], frame: DecodedFrame, hands: Hands | None = None, *, end_lsn: int
+    ) -> Fed:
         """Give a frame's operations to the shards it was read for. A shard that reaches `end_lsn`, and no further, is live.
 
-        A frame that was merged may reach beyond what the shards have taken over: then a shard waits until they have, too.
+        `hands`: the frame as `deal` has divided it. A frame that was merged may reach beyond what the shards have taken over: then
+        a shard waits until they have, too.
         """
+        reading = set(cohort)
+        fed = NOTHING_FED
+        if hands is None or not self._give(reading, frame, hands):
+            fed = self._give_each(reading, frame)
+        for shard in reading:
+            shard.ledger.advance(frame.last_lsn)
+            shard.cursor = (
+                None if frame.last_lsn == end_lsn else Cursor(frame.next_position, frame.last_lsn + 1)
+            )
+        return fed
+
+    def _give(self, reading: set[Shard], frame: DecodedFrame, hands: Hands) -> bool:
+        """Give shards what is theirs, all at once. False, and nothing is done, where operations have to be looked at.
+
+        A shard that cannot take all of it stays behind, and is not `reading` any more.
+        """
+        lane = self._by_name.get(frame.kinds[0])
+        takers = [
+            (shard, _first_missed(shard)) for shard in reading if shard.lane is lane and shard.index in hands
+        ]
+        if takers and (self.has_taken_back or takers[0][0].lane.held):
+            return False
+        if any(shard.ledger.knows_from(max(first, frame.lsns[0])) for shard, first in takers):
+            return False
+        for shard, first in takers:
+            run = hands[shard.index]
+            passed = bisect_left(run.lsns, first)
+            if passed:
+                run = run.part(passed, len(run))
+            taken = shard.take_in_run(run) if len(run) else 0
+            if taken < len(run):
+                self._stay(shard, frame, run.lsns[taken])
+                reading.discard(shard)
+        return True
+
+    @staticmethod
+    def _stay(shard: Shard, frame: DecodedFrame, lsn: int) -> None:
+        """A shard has no room for this operation of its own, and will read it again."""
+        shard.cursor = Cursor(frame.position, lsn)
+        shard.ledger.advance(lsn - 1)
+
+    def _give_each(self, reading: set[Shard], frame: DecodedFrame) -> Fed:
+        """`_give` for all cases: with a look at each operation."""
         now_ns, wall_ns = self._clock.monotonic_ns(), self._clock.wall_ns()
         options = frame.options or [NO_OPTIONS] * len(frame.keys)
-        reading = set(cohort)
         lanes = [self._by_name.get(kind) for kind in frame.kinds]
         routes = {
             index: shards_of(frame.keys, lane.setup.shards)
-            for index, lane in enumerate(lanes) if lane is not None and any(shard.lane is lane for shard in cohort)
+            for index, lane in enumerate(lanes) if lane is not None and any(shard.lane is lane for shard in reading)
         }  # fmt: skip
         applied = dead = cancelled = 0
         passed_over: list[int] = []
@@ -138,12 +200,12 @@ class ReadBack:
                 if lane.held:
                     waiting.append((lane.setup.name, lsn))
             else:
-                shard.cursor = Cursor(frame.position, lsn)
-                shard.ledger.advance(lsn - 1)
+                self._stay(shard, frame, lsn)
                 reading.discard(shard)
-        for shard in reading:
-            shard.ledger.advance(frame.last_lsn)
-            shard.cursor = (
-                None if frame.last_lsn == end_lsn else Cursor(frame.next_position, frame.last_lsn + 1)
-            )
         return Fed(applied=applied, dead=dead, cancelled=cancelled, passed_over=passed_over, waiting=waiting)
+
+
+def _first_missed(shard: Shard) -> int:
+    """From which LSN on a shard that is reading back has not seen its operations."""
+    assert shard.cursor is not None
+    return max(shard.cursor.next_lsn, shard.ledger.frontier + 1)

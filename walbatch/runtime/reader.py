@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from walbatch.ports import Condition, Log
+from walbatch.runtime.bell import Bells
 from walbatch.runtime.express import Express
 from walbatch.runtime.flow import Flow
 from walbatch.runtime.lane import Shard
@@ -35,6 +36,7 @@ class Reader:
     def __init__(
         self, *, cond: Condition, reading: Condition, flow: Flow, log: Log, read_back: ReadBack, express: Express,
         promises: Promises, overview: Overview, is_pressed: Callable[[], bool], look_around: Callable[[], None],
+        bells: Bells,
     ) -> None:  # fmt: skip
         """`is_pressed`: whether memory is short, as was seen when somebody last looked around."""
         # The dispatcher's: it guards the flow, the shards, and the search.
@@ -49,6 +51,7 @@ class Reader:
         self._overview = overview
         self._is_pressed = is_pressed
         self._look_around = look_around
+        self._bells = bells
 
     def __repr__(self) -> str:
         return f"<Reader of {self._read_back!r}>"
@@ -65,9 +68,9 @@ class Reader:
                     return
                 cohort = self._read_back.cohort(self._flow.end_lsn, sparing=self._is_pressed())
                 wish = None if self._is_pressed() else self._express.step(self._flow.end_lsn)
-                if not cohort and not wish:
-                    self._cond.wait(PRESSED_WAIT_NS if self._is_pressed() else None)
-                    continue
+            if not cohort and not wish:
+                self._bells.reader.sleep(PRESSED_WAIT_NS if self._is_pressed() else None)
+                continue
             for _ in range(SEARCHED_FRAMES):
                 if wish is None:
                     break
@@ -89,7 +92,7 @@ class Reader:
             )
         with self._cond:
             if self._express.take(frame):
-                self._cond.notify_all()
+                self._bells.timer.ring()
 
     def _refill(self, cohort: Sequence[Shard]) -> None:
         """Read one frame for shards that are at the same place of the log."""
@@ -104,18 +107,23 @@ class Reader:
         if next_lsn <= end_lsn:
             with self._reading:
                 frame = self._log.read_frame(position, next_lsn=next_lsn, wanted=wanted)
+        hands = None if frame is None else self._read_back.deal(frame)
         with self._cond:
             if frame is None or frame.lsns[0] > end_lsn:
                 self._read_back.catch_up(cohort, end, end_lsn, grown=self._flow.end_lsn != end_lsn)
                 fed = NOTHING_FED
             else:
-                fed = self._read_back.feed(cohort, frame, end_lsn=self._flow.end_lsn)
+                fed = self._read_back.feed(cohort, frame, hands, end_lsn=self._flow.end_lsn)
             self._flow.settled += fed.applied + fed.dead + fed.cancelled
             self._flow.found_applied += fed.applied
             self._flow.found_dead += fed.dead
             self._flow.found_cancelled += fed.cancelled
             self._overview.note_memory()
-            self._cond.notify_all()
+            # Whoever brings a batch back looks for the next one.
+            if any(len(shard.queue.flights) < shard.queue.flights_max for shard in cohort):
+                self._bells.timer.ring()
+            if fed is not NOTHING_FED or any(shard.cursor is None or shard.has_news for shard in cohort):
+                self._cond.notify_all()
         for lsn in fed.passed_over:
             self._promises.resolve(LOGGED, lsn)
         for name, lsn in fed.waiting:  # not under the lock: a handler may call the engine

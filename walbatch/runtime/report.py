@@ -63,7 +63,7 @@ def _shard_stats(shard: Shard, *, now_ns: int, watermark: Callable[[Shard], int]
     queue, state = shard.queue, shard.controller.describe()
     return ShardStats(
         shard=shard.index, in_memory=len(queue), in_memory_bytes=queue.memory_bytes,
-        in_flight=sum(len(flight.entries) for flight in queue.flights.values()), in_flight_batches=len(queue.flights),
+        in_flight=sum(map(len, queue.flights.values())), in_flight_batches=len(queue.flights),
         delayed=len(queue.delayed_lsns), reading_back=shard.cursor is not None, settled_lsn=watermark(shard),
         breaker=shard.breaker.state.value, batches=shard.tally.snapshot(now_ns=now_ns), last_error=shard.broken,
         controller=ControllerStats(

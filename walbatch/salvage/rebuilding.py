@@ -75,7 +75,7 @@ def _void(writer: SegmentWriter, first: int, last: int, *, flags: int) -> None:
 
 def _body(header: FrameHeader, padded: bytes) -> Body:
     return Body(
-        codec=header.codec, count=header.count, stored_bytes=header.stored_bytes, raw_bytes=header.raw_bytes, padded=padded,
+        codec=header.codec, count=header.count, stored_bytes=header.stored_bytes, raw_bytes=header.raw_bytes, parts=(padded,),
         crc=header.body_crc,
     )  # fmt: skip
 

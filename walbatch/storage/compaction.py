@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-import zstandard
-
 from walbatch import limits
 from walbatch.core.columns import Columns, decode_body, encode_body
 from walbatch.core.compaction import (
@@ -32,6 +30,7 @@ from walbatch.core.compaction import (
     summed,
     unsettled_rows,
 )
+from walbatch.core.compression import Compressor
 from walbatch.core.frame import (
     EMPTY_BODY,
     FLAG_LOST,
@@ -76,6 +75,10 @@ FAILED_STEPS_MAX: Final = 64
 UNREAD_GENERATIONS: Final = 64
 """Checkpoints until a segment that could not be read is tried again."""
 
+PACE_CHECKPOINTS: Final = 32
+"""What the watermark will pass within so many checkpoints, at the pace of the last one, is trimmed as a whole then: to rewrite it
+before would cost a drain more than its delivery does."""
+
 
 class Compactions:
     """What a log remembers from one step of compaction to the next. Of one thread."""
@@ -87,7 +90,7 @@ class Compactions:
         """The last that went into them."""
         self.superseded: dict[int, int] = {}
         """Segments that were merged into a later one and are not removed yet, with their bytes."""
-        self.compressor = zstandard.ZstdCompressor(level=level)
+        self.compressor = Compressor(level=level, always=True)
         self.is_exhausted = False
         """Whether there was nothing to do in this step, and will be nothing until something changes."""
         self._since = dropped
@@ -99,6 +102,8 @@ class Compactions:
         """Segments that could not be read, each with the generation that tries it again."""
         self._failures = 0
         self._waits = 0
+        self._pace: tuple[tuple[int, int], int, int] | None = None
+        """Of the last checkpoint: epoch and generation, the watermark, and the LSN that it is expected to reach soon."""
 
     def __repr__(self) -> str:
         return f"<Compactions {self._failures} failures in a row, {len(self.superseded)} segments to remove>"
@@ -111,6 +116,7 @@ class Compactions:
         Each step looks at other segments than the one before it: so none of them waits for what takes long elsewhere.
         """
         self.is_exhausted = True
+        self._keep_pace(covered)
         if self._waits:
             self._waits -= 1
             return None
@@ -132,11 +138,24 @@ class Compactions:
             return replace(run, start=run.start + start, end=run.end + start)
         self._fruitless.add(start)
         self.is_exhausted = len(starts) == 1
+        if self.is_exhausted and self._pace is not None and self._pace[2]:
+            # Should no checkpoint come before the next round, nothing moves any more: then what was spared is looked at, too.
+            self._pace = self._pace[0], self._pace[1], 0
+            self._fruitless.clear()
         return None
+
+    def _keep_pace(self, covered: Checkpoint) -> None:
+        """Note how far the watermark came with this checkpoint."""
+        at = covered.epoch, covered.generation
+        if self._pace is not None and self._pace[0] == at:
+            return
+        moved = 0 if self._pace is None else max(0, covered.watermark - self._pace[1])
+        self._pace = at, covered.watermark, covered.watermark + PACE_CHECKPOINTS * moved
 
     def _use_of(self, segment: ClosedSegment) -> SegmentUse:
         use = use_of(segment)
-        if segment.header.number in self._unreadable:
+        soon_trimmed = self._pace is not None and segment.last_lsn <= self._pace[2]
+        if soon_trimmed or segment.header.number in self._unreadable:
             return replace(use, damaged=True)
         return replace(use, since=self._since) if segment.header.compacted else use
 
@@ -203,7 +222,7 @@ def merged_header(run: Sequence[ClosedSegment], *, wall_ns: int) -> SegmentHeade
 
 def rewrite(
     fs: FileSystem, layout: Layout, run: Sequence[ClosedSegment], covered: Checkpoint, *, path: str, bytes_max: int,
-    wall_ns: int, compress_bytes_min: int | None, compressor: zstandard.ZstdCompressor,
+    wall_ns: int, compress_bytes_min: int | None, compressor: Compressor,
 ) -> Rewritten:  # fmt: skip
     """Write the file at `path`, complete and synced. Once it exceeds `bytes_max` the rest is only counted.
 
@@ -303,7 +322,7 @@ class _Output:
 
     def __init__(
         self, writer: SegmentWriter, *, bytes_max: int, wall_ns: int, compress_bytes_min: int | None,
-        compressor: zstandard.ZstdCompressor,
+        compressor: Compressor,
     ) -> None:  # fmt: skip
         self.writer = writer
         self._bytes_max = bytes_max
@@ -364,8 +383,8 @@ class _Output:
         if self._exceeds(frame.total_bytes):
             return
         body = Body(
-            codec=frame.codec, count=frame.count, stored_bytes=frame.stored_bytes, raw_bytes=frame.raw_bytes, padded=padded,
-            crc=frame.body_crc,
+            codec=frame.codec, count=frame.count, stored_bytes=frame.stored_bytes, raw_bytes=frame.raw_bytes,
+            parts=(padded,), crc=frame.body_crc,
         )  # fmt: skip
         self._append(body, columns, first_lsn=frame.first_lsn, span=frame.span, wall_ns=frame.wall_ns)
 

@@ -30,16 +30,20 @@ class RealFile:
 
     def write(self, buffers: Sequence[bytes], offset: int) -> None:
         """Write all buffers at `offset`. A short write is continued; the kernel says why at the next call."""
+        written = os.pwritev(self._fd, buffers[:IOV_MAX], offset)
+        if written == sum(map(len, buffers)):
+            return
         pending = [memoryview(buffer) for buffer in buffers if buffer]
-        while pending:
-            written = os.pwritev(self._fd, pending[:IOV_MAX], offset)
+        while True:
             if written == 0:
                 raise OSError(errno.EIO, "write made no progress", self._path)
             offset += written
             while pending and written >= len(pending[0]):
                 written -= len(pending.pop(0))
-            if written:
-                pending[0] = pending[0][written:]
+            if not pending:
+                return
+            pending[0] = pending[0][written:]
+            written = os.pwritev(self._fd, pending[:IOV_MAX], offset)
 
     def read(self, size: int, offset: int) -> bytes:
         """Read until `size` bytes or the end of the file."""

@@ -15,10 +15,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import zstandard
-
+from walbatch import limits
 from walbatch.core.columns import Columns, encode_body
 from walbatch.core.compaction import by_kind, measured_bytes, scaled, summed
+from walbatch.core.compression import Compressor
 from walbatch.core.frame import FLAG_CLEAN, SECTOR, SEGMENT_OPTIONS, FrameType, SegmentHeader
 from walbatch.core.recovery import Plan, StoreFacts
 from walbatch.errors import StorageError
@@ -37,6 +37,7 @@ from walbatch.storage.opening import (
     closed_segments,
     cut_predecessor,
     first_frames,
+    highest,
     kind_counts,
     quarantine,
     remove_temporary_files,
@@ -70,7 +71,7 @@ class Log:
         self._clock = clock
         self._entropy = entropy
         self._settings = settings
-        self._compressor = zstandard.ZstdCompressor(level=settings.compress_level)
+        self._compressor = Compressor(level=settings.compress_level)
         self._active = active
         self._unsynced = False
         self._syncing = False
@@ -125,6 +126,7 @@ class Log:
             fs, layout.segment(header.number), header, segment_bytes=settings.segment_bytes, wall_ns=clock.wall_ns(),
             first=list(first_frames(fs, layout, plan)),
         )  # fmt: skip
+        keep_freed_memory()
         closed = closed_segments(facts, plan)
         try:
             cut_predecessor(fs, layout, closed, header.prev_number)
@@ -197,7 +199,7 @@ class Log:
         self._unsynced = True
         offset = self._active.append(
             body, type=FrameType.OPERATIONS, first_lsn=first_lsn, span=body.count, synced_lsn=synced_lsn,
-            wall_ns=self._clock.wall_ns(), kind_counts=kind_counts(kinds, kind_indexes), priority=max(priorities),
+            wall_ns=self._clock.wall_ns(), kind_counts=kind_counts(kinds, kind_indexes), priority=highest(priorities),
         )  # fmt: skip
         return Position(number, offset)
 
@@ -217,13 +219,15 @@ class Log:
         ambient = sys.exception()
         try:
             self._syncing = True
-            with self._breaking():
-                self._active.sync()
+            self._active.sync()
             self._unsynced = False
             self._syncing = False
         except BaseException as error:
-            if _failure_under(error, ambient) is None:
+            failure = _failure_under(error, ambient)
+            if failure is None:
                 self._syncing = False
+            else:
+                self._broken = str(failure)
             raise
 
     def stamp(self, *, next_lsn: int, clean: bool) -> None:
@@ -523,6 +527,16 @@ class Log:
         _logger.warning("segment %d is not compacted, since it cannot be read: %s", error.number, error)
         with self._guard:
             self._closed[error.number] = replace(self._closed[error.number], damaged=True)
+
+
+def keep_freed_memory() -> None:
+    """Let the allocator keep the memory of a commit group for the next one.
+
+    glibc gives large blocks back to the kernel as soon as they are freed; having the pages mapped in again costs several times
+    what encoding the group does. It keeps blocks up to the size of the largest one that it has seen freed (mallopt(3), the
+    dynamic M_MMAP_THRESHOLD), and twice that much per arena. These bytes are never touched. Other allocators do not care.
+    """
+    bytes(limits.GROUP_BYTES_MAX)
 
 
 def _failure_under(error: BaseException, ambient: BaseException | None) -> BaseException | None:

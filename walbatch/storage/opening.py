@@ -38,6 +38,12 @@ def kind_counts(kinds: Sequence[str], kind_indexes: Sequence[int]) -> dict[str, 
     return {kind: indexes.count(index) for index, kind in enumerate(kinds)}
 
 
+def highest(priorities: Sequence[int]) -> int:
+    """The highest priority. Mostly all are the same, which is found out sooner."""
+    first = priorities[0]
+    return first if priorities.count(first) == len(priorities) else max(priorities)
+
+
 def trimmed_lsn(facts: StoreFacts) -> int:
     """Without a checkpoint: what was trimmed, hence settled. The log itself has to go on telling it.
 
@@ -127,7 +133,7 @@ def _copied_frame(header: FrameHeader, padded: bytes, plan: Plan, *, offset: int
         ) from error
     body = Body(
         codec=header.codec, count=header.count, stored_bytes=header.stored_bytes, raw_bytes=header.raw_bytes,
-        padded=padded, crc=header.body_crc,
+        parts=(padded,), crc=header.body_crc,
     )  # fmt: skip
     return FirstFrame(
         body=body, type=header.type, first_lsn=header.first_lsn, span=header.span, synced_lsn=plan.prev_last_lsn,

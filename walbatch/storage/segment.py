@@ -13,6 +13,7 @@ import bisect
 import errno
 from array import array
 from dataclasses import dataclass
+from typing import Final
 
 from walbatch import limits
 from walbatch.core.compaction import Unsettled
@@ -37,6 +38,12 @@ from walbatch.core.frame import (
 from walbatch.core.scanner import read_frame_header
 from walbatch.ports import File, FileSystem
 from walbatch.storage.layout import TEMPORARY_SUFFIX, sync_directory, sync_file
+
+AHEAD_BYTES: Final = 128 * limits.KIB
+"""Room that is filled with zeros at once, ahead of the frames."""
+AHEAD_FRAME_BYTES_MAX: Final = 48 * limits.KIB
+"""Larger frames write more than they save: see docs/decisions/0013-prepared-segments.md for what was measured."""
+_ZEROS: Final = bytes(AHEAD_BYTES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +99,9 @@ class SegmentWriter:
         self._kinds: dict[str, int] = {}
         self._counts: list[tuple[int, int, int]] = []
         self._sealed_bytes = 0
+        # Up to _filled_end frames or zeros were written; up to _room_end the file is preallocated.
+        self._filled_end = SECTOR
+        self._room_end = 0
 
     def __repr__(self) -> str:
         return f"<SegmentWriter {self.header.number} at {self.offset}, last lsn {self.last_lsn}>"
@@ -140,7 +150,7 @@ class SegmentWriter:
         file = fs.create(temporary)
         try:
             writer = cls(file, path, header)
-            _preallocate(file, segment_bytes)
+            writer._room_end = _preallocate(file, segment_bytes)
             writer.write_header()
             for frame in first:
                 writer.append(
@@ -167,7 +177,8 @@ class SegmentWriter:
 
         Crash story: the frame starts on a sector of its own, so whatever part of it lands, no earlier frame
         changes. If the write fails, nothing here has moved: the same call may be repeated and writes the same
-        place.
+        place. Zeros may follow the frame, over room that nothing was ever written to: whatever part of them lands, there
+        is what preallocated room may hold anyway.
         """
         offset, _, operations, frames = self._tail
         seed = frame_seed(self.header.salt, self.header.number, offset)
@@ -181,18 +192,44 @@ class SegmentWriter:
             seed=seed,
             flags=flags,
         )
-        self._file.write([head, body.padded], offset)
-        for column in (self._offsets, self._first_lsns, self._priorities):
-            del column[frames:]
-        while self._counts and self._counts[-1][0] >= frames:
-            self._counts.pop()
+        end = offset + body.total_bytes
+        filled_end = self._filled_end
+        zeros = b""
+        if end > filled_end:
+            filled_end = self._filled_to(offset, end)
+            zeros = _ZEROS[: filled_end - end]
+        try:
+            self._file.write([head, *body.parts, zeros], offset)
+        except OSError:
+            self._room_end = 0  # on a full disk the frame alone may fit
+            raise
+        self._filled_end = filled_end
+        if len(self._offsets) > frames:
+            self._trim_index(frames)
         self._offsets.append(offset // SECTOR)
         self._first_lsns.append(first_lsn)
         self._priorities.append(priority)
         for kind, count in (kind_counts or {}).items():
             self._counts.append((frames, self._kinds.setdefault(kind, len(self._kinds)), count))
-        self._tail = (offset + body.total_bytes, first_lsn + span - 1, operations + body.count, frames + 1)
+        self._tail = (end, first_lsn + span - 1, operations + body.count, frames + 1)
         return offset
+
+    def _filled_to(self, offset: int, end: int) -> int:
+        """Up to where zeros are written with a small frame that goes to `offset` and ends at `end`; `end` for none.
+
+        The first write to preallocated room makes its sync a transaction of the file system. Zeros ahead make it one for many
+        frames. The start of a segment goes without, so that a store that writes little pays nothing.
+        """
+        if offset < AHEAD_BYTES or end - offset > AHEAD_FRAME_BYTES_MAX:
+            return end
+        return max(end, min(self._room_end, (end // AHEAD_BYTES + 1) * AHEAD_BYTES))
+
+    def _trim_index(self, frames: int) -> None:
+        """Remove what an interrupted append left. The offsets are the first to grow, so they are the last to be cut."""
+        while self._counts and self._counts[-1][0] >= frames:
+            self._counts.pop()
+        for column in (self._priorities, self._first_lsns, self._offsets):
+            del column[frames:]
 
     def stamp(self, *, next_lsn: int, flags: int, wall_ns: int) -> None:
         """Append an idle stamp: everything before it must have been synced. Not durable until `sync`."""
@@ -243,7 +280,7 @@ class SegmentWriter:
             wall_ns=wall_ns,
             seed=seed,
         )
-        self._file.write([head, body.padded], self.offset)
+        self._file.write([head, *body.parts], self.offset)
         self._file.truncate(self.offset + body.total_bytes)
         sync_file(self._file, self.path)
         self._sealed_bytes = self.offset + body.total_bytes
@@ -257,8 +294,8 @@ class SegmentWriter:
         self._file.close()
 
 
-def _preallocate(file: File, size: int) -> None:
-    """Reserve room for a segment; on a full disk go on without, since a small write may still fit.
+def _preallocate(file: File, size: int) -> int:
+    """Reserve room for a segment; on a full disk go on without, since a small write may still fit. Returns where it ends.
 
     Opening a store must work on a full disk: delivering its backlog is what makes room.
     """
@@ -268,6 +305,8 @@ def _preallocate(file: File, size: int) -> None:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
         file.truncate(0)
+        return 0
+    return size
 
 
 def read_header(file: File) -> tuple[HeaderState, SegmentHeader | None]:

@@ -2,8 +2,8 @@
 
 What is not here: what the fixtures do (`walbatch.testing.plugin`).
 
-The idea needed to read it: pytest loads this in every run of everybody who has walbatch installed. Importing anything below
-`walbatch` imports the engine with its libraries, so this stands beside the package and imports nothing of it.
+The idea needed to read it: pytest loads this in every run of everybody who has walbatch installed. What does the work
+below `walbatch` imports the engine with its libraries, so this stands beside the package and imports nothing of it.
 """
 
 from __future__ import annotations

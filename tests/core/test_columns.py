@@ -24,10 +24,12 @@ from tests.core.test_frame import (
 )
 from walbatch import limits
 from walbatch.core.columns import (
+    ONE_BYTES_MAX,
     Column,
     Columns,
     decode_body,
     encode_body,
+    encode_one,
     encoded_bytes_max,
     options_bytes,
 )
@@ -39,7 +41,7 @@ from walbatch.core.frame import (
     decode_frame_header,
     encode_frame_header,
 )
-from walbatch.types import NO_OPTIONS, Options
+from walbatch.types import NO_OPTIONS, PRIORITY_MAX, Options
 
 numbers = st.one_of(st.just(0), st.integers(0, limits.LSN_MAX))
 options = st.builds(
@@ -57,6 +59,24 @@ def operations_with_options(draw: st.DrawFn) -> Columns:
     count = len(columns.keys)
     chosen = draw(st.lists(st.one_of(st.just(NO_OPTIONS), options), min_size=count, max_size=count))
     return replace(columns, options=chosen)
+
+
+# --- one operation --------------------------------------------------------------------------------------------------
+
+
+@given(
+    key=st.binary(max_size=40),
+    payload=st.binary(max_size=700),
+    priority=st.integers(0, PRIORITY_MAX),
+    kind=st.sampled_from(["put", "k" * limits.KIND_BYTES_MAX]),
+)
+def test_one_operation_is_written_as_any_other_group(
+    key: bytes, payload: bytes, priority: int, kind: str
+) -> None:
+    columns = Columns(kinds=(kind,), kind_indexes=[0], priorities=[priority], keys=[key], payloads=[payload])
+    body = encode_one((kind,), priority, key, payload)
+    assert body == encode_body(columns)
+    assert body.raw_bytes <= len(key) + len(payload) + ONE_BYTES_MAX
 
 
 # --- options --------------------------------------------------------------------------------------------------------

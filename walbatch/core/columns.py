@@ -127,6 +127,28 @@ def encode_body(
     return pad_body(raw, codec=Codec.RAW, count=count, raw_bytes=len(raw))
 
 
+_ONE: Final = struct.Struct("<HHIBBHQBBHQ")
+_ONE_PRIORITY: Final = struct.Struct("<HHIBBHQBBHQBBHQ")
+_PRIORITY, _KEY_BYTES, _PAYLOAD_BYTES = map(int, (Column.PRIORITY, Column.KEY_BYTES, Column.PAYLOAD_BYTES))
+
+
+def encode_one(kinds: tuple[str], priority: int, key: bytes, payload: bytes) -> Body:
+    """What `encode_body` makes of one operation without options, not compressed, in a third of the time.
+
+    A producer that waits for each of its operations waits for this, and between two syncs the processor has forgotten all code:
+    what counts is how much of it there is.
+    """
+    names = encode_kinds(kinds)
+    if priority == PRIORITY_NORMAL:
+        head = _ONE.pack(1, 2, len(names), _KEY_BYTES, 0, 0, len(key), _PAYLOAD_BYTES, 0, 0, len(payload))
+    else:
+        head = _ONE_PRIORITY.pack(
+            1, 3, len(names), _PRIORITY, 0, 0, priority, _KEY_BYTES, 0, 0, len(key), _PAYLOAD_BYTES, 0, 0, len(payload)
+        )  # fmt: skip
+    raw = b"".join((head, names, key, payload))
+    return pad_body(raw, codec=Codec.RAW, count=1, raw_bytes=len(raw))
+
+
 _Encoded = tuple[int, int, bytes]
 """(width, constant, array): width 0 means that all values equal the constant and no array follows."""
 
@@ -178,6 +200,10 @@ _LIMITS: Final = {
     Column.ORIGIN: limits.LSN_MAX,
     Column.IDEMPOTENCY_BYTES: limits.IDEMPOTENCY_KEY_BYTES_MAX,
 }
+
+
+ONE_BYTES_MAX: Final = _ONE_PRIORITY.size + limits.KIND_BYTES_MAX + 1
+"""What `encode_one` adds to key and payload at most."""
 
 
 def encoded_bytes_max(keys_and_payloads_bytes: int, count: int, options: Sequence[Options] = ()) -> int:

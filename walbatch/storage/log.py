@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from walbatch import limits
-from walbatch.core.columns import Columns, encode_body
+from walbatch.core.columns import ONE_BYTES_MAX, Columns, encode_body, encode_one
 from walbatch.core.compaction import by_kind, measured_bytes, scaled, summed
 from walbatch.core.compression import Compressor
 from walbatch.core.frame import FLAG_CLEAN, SECTOR, SEGMENT_OPTIONS, FrameType, SegmentHeader
@@ -181,13 +181,20 @@ class Log:
         """
         self._check()
         assert first_lsn == self._active.last_lsn + 1, "LSNs are contiguous"
-        body = encode_body(
-            Columns(
-                kinds=tuple(kinds), kind_indexes=kind_indexes, priorities=priorities, keys=keys, payloads=payloads,
-                options=options,
-            ),
-            compress_bytes_min=self._settings.compress_bytes_min, compressor=self._compressor,
-        )  # fmt: skip
+        compress_bytes_min = self._settings.compress_bytes_min
+        if (
+            len(keys) == 1 and not options and len(kinds) == 1
+            and (compress_bytes_min is None or len(keys[0]) + len(payloads[0]) + ONE_BYTES_MAX < compress_bytes_min)
+        ):  # fmt: skip
+            body = encode_one((kinds[0],), priorities[0], keys[0], payloads[0])
+        else:
+            body = encode_body(
+                Columns(
+                    kinds=tuple(kinds), kind_indexes=kind_indexes, priorities=priorities, keys=keys, payloads=payloads,
+                    options=options,
+                ),
+                compress_bytes_min=compress_bytes_min, compressor=self._compressor,
+            )  # fmt: skip
         flags = SEGMENT_OPTIONS if options else 0
         full = (
             self._active.offset > SECTOR

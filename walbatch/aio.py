@@ -51,9 +51,9 @@ class _LoopWaker:
         self._ready.append(future)
         # A wake-up that is scheduled and has not run yet will see the future; the flag is cleared before it looks.
         if not self._scheduled:
-            self._scheduled = True
-            loop = self._loop()
             try:
+                self._scheduled = True
+                loop = self._loop()
                 if loop is not None:
                     loop.call_soon_threadsafe(self._run)
             except RuntimeError:  # the loop was closed: nobody waits any more
@@ -233,11 +233,9 @@ class AsyncEngine:
                 return await self._submit_alone(kind, key, payload, priority, timeout, options)
             sheaf = await self._sheaf_for(loop, desk, priority, timeout, len(payload))
         future: Future[int] = Future(loop=loop)
-        sheaf.keys.append(key)
-        sheaf.payloads.append(payload)
-        futures = sheaf.futures
-        futures.append(future)
-        if len(futures) >= COUNT_MAX:
+        rows = sheaf.rows
+        rows.append((key, payload, future))  # one step: a task that is cut off leaves all of it or nothing
+        if len(rows) >= COUNT_MAX:
             self._gathering_of(loop).hand_over()
         lsn = await future
         return AsyncTicket(sheaf.desk.issuer, lsn, sheaf.fate or sheaf.fate_of(lsn), lsn)
@@ -261,10 +259,10 @@ class AsyncEngine:
         timeout_ns = self._submission.timeout_ns(timeout)
         loop = asyncio.get_running_loop()
         ends_s = None if timeout_ns is None else loop.time() + timeout_ns / NS_PER_S
-        self._hand_over()
         ticket = None
         while ticket is None:
             try:
+                self._hand_over()
                 ticket = self._submission.submit(kind, key, payload, priority, 0.0, options, wait=False)
             except Overloaded:
                 if ends_s is not None and loop.time() >= ends_s:
@@ -283,14 +281,25 @@ class AsyncEngine:
         with self._guard:
             gathering = self._gatherings.get(loop)
             if gathering is None:
+                for closed in [other for other in self._gatherings if other.is_closed()]:
+                    del self._gatherings[closed]  # what it waited for room with keeps it alive
                 gathering = self._gatherings[loop] = Gathering(loop, self._submission.committer)
         self._gathering = gathering
         return gathering
 
-    def _hand_over(self) -> None:
-        """What tasks of this loop have submitted goes before what comes next."""
-        with contextlib.suppress(RuntimeError):  # no loop is running here
-            self._gathering_of(asyncio.get_running_loop()).hand_over()
+    def _hand_over(self, *, may_wait: bool = True) -> None:
+        """What tasks of this loop have submitted goes before what comes next.
+
+        Raises Overloaded where it waits for room, with `may_wait`: what comes next must not pass it.
+        """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # no loop is running here
+            return
+        gathering = self._gathering_of(loop)
+        gathering.hand_over()
+        if may_wait and gathering.shortage is not None:
+            raise gathering.shortage
 
     def submit_nowait(
         self,
@@ -321,7 +330,17 @@ class AsyncEngine:
     ) -> range:
         """As `Engine.submit_many`, in a thread. Cancelling it does not undo the submit."""
         pairs = list(operations)
-        self._hand_over()
+        timeout_ns = self._submission.timeout_ns(timeout)
+        loop = asyncio.get_running_loop()
+        ends_s = None if timeout_ns is None else loop.time() + timeout_ns / NS_PER_S
+        while True:
+            try:
+                self._hand_over()
+                break
+            except Overloaded:
+                if ends_s is not None and loop.time() >= ends_s:
+                    raise
+            await asyncio.sleep(ROOM_POLL_S)
         return await asyncio.to_thread(
             self.engine.submit_many, kind, pairs, priority=priority, timeout=timeout
         )
@@ -331,7 +350,7 @@ class AsyncEngine:
 
         Raises Overloaded where too many are under way.
         """
-        self._hand_over()
+        self._hand_over(may_wait=False)
         if not self._flushes.acquire(blocking=False):
             raise Overloaded(
                 "FLUSHES_MAX", value=FLUSHES_MAX, maximum=FLUSHES_MAX, hint="wait until some have ended"
@@ -399,7 +418,7 @@ class AsyncEngine:
 
         Whatever awaits an operation is answered: it is durable, or EngineClosed is raised.
         """
-        self._hand_over()
+        self._hand_over(may_wait=False)
         return await _in_thread(
             "walbatch-await-close", lambda: self.engine.close(drain=drain, timeout=timeout)
         )

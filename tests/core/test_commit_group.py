@@ -133,6 +133,24 @@ def test_an_interrupted_first_add_leaves_nothing_that_the_next_one_would_take_fo
     assert (group.lanes, group.shards, group.payloads, group.priorities) == ([3], [0], [b"1"], [6])
 
 
+@pytest.mark.parametrize("count", [0, 2])
+def test_what_an_interrupted_add_left_does_not_count_in_the_bytes(count: int) -> None:
+    group = CommitGroup(1)
+    for _ in range(count):
+        add(group, (b"a", b"1"))
+    group.payloads.append(b"left")  # the signal came before the keys
+    group.bytes += 100
+    group.trim_columns()
+    assert (group.bytes, len(group.payloads)) == (2 * count, count)
+
+
+def test_as_many_payloads_as_keys_or_nothing() -> None:
+    group = CommitGroup(1)
+    with pytest.raises(ValueError, match="2 keys and 1 payloads"):
+        group.add(0, 0, [b"a", b"b"], [b"1"], 5, 3, needs_sync=True)
+    assert (len(group), group.payloads, group.bytes) == (0, [], 0)
+
+
 # --- options ---------------------------------------------------------------------------------------------------------
 
 LATE = Options(not_before_ns=7, idempotency_key=b"once")

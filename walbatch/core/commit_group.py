@@ -90,6 +90,8 @@ class CommitGroup:
         columns that the next call cuts to their length, and attributes that it sets anew or that say less than they could.
         """
         count = len(keys)
+        if len(payloads) != count:  # nobody could read the frame
+            raise ValueError(f"{count} keys and {len(payloads)} payloads")
         present = len(self.keys)
         if not present:
             self._begin(lane, shards, priority)
@@ -139,9 +141,12 @@ class CommitGroup:
         present = len(self.keys)
         if len(self.payloads) == present and not self.options and self.is_uniform:
             return
+        were_added = len(self.payloads) > present
         for column in (self._lanes, self._shards, self._priorities, self.payloads, self.options):
             if len(column) > present:
                 del column[present:]
+        if were_added:
+            self.bytes = sum(map(len, self.keys)) + sum(map(len, self.payloads)) + options_bytes(self.options)
 
     def kind_columns(self, names: Sequence[str]) -> tuple[list[str], list[int]]:
         """The kinds of the group, and for each operation the index of its kind."""

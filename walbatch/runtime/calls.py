@@ -31,6 +31,8 @@ class Job:
     limit_ns: int | None = None
     """When to look at it: when it must have returned, and from then on now and then."""
     began_ns: int = 0
+    since_ns: int = 0
+    """Since when its worker has gone on from batch to batch; 0: it has begun with this one."""
     given_up: bool = False
     interrupted: bool = False
     is_overdue: bool = False

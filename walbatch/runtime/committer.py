@@ -228,7 +228,9 @@ class Committer:
 
     def _is_handed_on(self, pending: PendingGroup) -> bool:
         """Whether a group is durable, and the dispatcher has it: then only its waiters may not know yet."""
-        return pending.group.last_lsn <= self._durable_lsn and pending not in self._written
+        # Where its leader was cut off before there was anything in it, others may join it still.
+        closed = pending.position is not None and pending not in self._queue
+        return closed and pending.group.last_lsn <= self._durable_lsn and pending not in self._written
 
     def await_written(self, lsn: int) -> None:
         """Return when the operation is in the log, synced or not; or never will be."""

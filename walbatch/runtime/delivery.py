@@ -286,8 +286,14 @@ class Delivery:
             )  # fmt: skip
             lane.in_flight -= 1
             self._flow.in_flight -= 1
-            following = self._run_on(shard, now_ns)
+            following = None
+            since_ns = job.since_ns or job.began_ns
+            if now_ns - since_ns >= RUN_ON_NS_MAX:
+                self._bells.timer.ring()
+            else:
+                following = self._run_on(shard, now_ns)
             if following is not None:
+                following.since_ns = since_ns
                 self.calls.begin(following, now_ns)
             if shard.has_news or not lane.logged:
                 self._cond.notify_all()
@@ -560,6 +566,9 @@ class Delivery:
         self.burial.tell_cancelled(lsn)
 
 
+RUN_ON_NS_MAX = 10_000_000
+"""How long a worker goes on with the batches of one shard: it takes the lock again before anybody who waits for it has woken, and
+the others have to have their turn."""
 OVERDUE_LOOK_NS = 1_000_000_000
 """How often a call that should have returned, and could not be given up, is looked at again."""
 MISSED_RETRY_NS = 1_000_000_000

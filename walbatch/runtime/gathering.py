@@ -10,15 +10,15 @@ until it has, in smaller parts if need be, or until its timeout.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import weakref
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from walbatch import limits
 from walbatch.core.routing import shards_of
-from walbatch.errors import DurabilityUnknown, Overloaded
+from walbatch.errors import DurabilityUnknown, Overloaded, WalbatchError
 from walbatch.runtime.committer import Committer
 from walbatch.runtime.ticket import Fate, Issuer
 from walbatch.types import Durability
@@ -50,15 +50,17 @@ class Desk:
 
 
 class Sheaf:
-    """Operations that are handed over together, and the futures of those who wait: each becomes the LSN of its operation.
+    """Operations that are handed over together. `rows` has each with the future of who waits: it becomes the operation's LSN.
 
     `timeout_s` (None: for ever) bounds the wait for room, which began at `since_s` on the loop's clock; `timeout` is what was asked
     for. It holds up to COUNT_MAX operations, and the payloads above SMALL_BYTES_MAX that there is room for.
+
+    The first `gone` rows have their answer, or will have it. Those up to `tried` may be in the log: their handing over was begun.
     """
 
     __slots__ = (
-        "_fates", "desk", "fate", "futures", "key_bytes_max", "key_bytes_min", "keys", "kind", "loop", "origin", "payloads",
-        "priority", "since_s", "small_bytes_max", "timeout", "timeout_s",
+        "_fates", "_sizes", "desk", "fate", "gone", "key_bytes_max", "key_bytes_min", "kind", "loop", "priority", "rows", "since_s",
+        "small_bytes_max", "timeout", "timeout_s", "tried",
     )  # fmt: skip
 
     def __init__(
@@ -75,47 +77,48 @@ class Sheaf:
         self.timeout = timeout
         self.timeout_s = timeout_s
         self.since_s = since_s
-        self.keys: list[bytes] = []
-        self.payloads: list[bytes] = []
-        self.futures: list[Future] = []
-        self.origin = self
-        """The sheaf that it is a part of."""
+        self.rows: list[tuple[bytes, bytes, Future]] = []
+        self.gone = 0
+        self.tried = 0
         self.fate: Fate | None = None
         """Of all of it, once it is handed over; None where it went in parts."""
         self._fates: list[Fate] = []
+        self._sizes: tuple[int, int, int] = (0, 0, 0)
 
     def __repr__(self) -> str:
-        return f"<Sheaf of {len(self.futures)} for lane {self.kind!r}>"
+        return f"<Sheaf of {len(self)} for lane {self.kind!r}>"
+
+    def __len__(self) -> int:
+        return len(self.rows) - self.gone
 
     @property
     def bytes(self) -> int:
-        """Of its keys and payloads."""
-        return sum(map(len, self.keys)) + sum(map(len, self.payloads))
+        """Of the keys and payloads that have not gone. Added up once for each change of what is there."""
+        if self._sizes[:2] != (self.gone, len(self.rows)):
+            size = sum(len(key) + len(payload) for key, payload, _ in self.rows[self.gone :])
+            self._sizes = self.gone, len(self.rows), size
+        return self._sizes[2]
 
-    def part(self, first: int, last: int) -> Sheaf:
-        """The operations from `first` up to `last` as a sheaf of their own."""
-        part = Sheaf(self.loop, self.desk, self.priority, self.timeout, self.timeout_s, self.since_s)
-        part.keys, part.payloads = self.keys[first:last], self.payloads[first:last]
-        part.futures = self.futures[first:last]
-        part.origin = self.origin
-        return part
-
-    def has_gone(self, fate: Fate) -> None:
-        """It is in a commit group."""
-        if self.origin is self:
+    def went(self, last: int, fate: Fate) -> None:
+        """The rows up to `last` are in a commit group."""
+        if self.gone == 0 and last == len(self.rows):
             self.fate = fate
-        else:
-            self.origin._fates.append(fate)  # noqa: SLF001 - of the same class
+        self._fates.append(fate)
 
     def fate_of(self, lsn: int) -> Fate:
         """The fate of one of its operations, which was handed over."""
         return self.fate or next(fate for fate in self._fates if fate.first <= lsn <= fate.last)
 
-    def refuse(self, error: BaseException) -> None:
-        """Tell everybody of an error."""
-        for future in self.futures:
-            if not future.done():
-                future.set_exception(error)
+    def refuse(self, last: int, error: BaseException) -> None:
+        """Tell everybody up to row `last` of an error. Their operations do not go any more."""
+        _tell([future for _, _, future in self.rows[self.gone : last]], error)
+        self.gone = last
+
+
+def _tell(futures: Sequence[Future], error: BaseException) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_exception(error)
 
 
 class Gathering:
@@ -131,18 +134,23 @@ class Gathering:
         self._refusal: Overloaded | None = None
         self._poll: asyncio.TimerHandle | None = None
         # Those whose group is done. Appended to by the threads that commit.
-        self._done: deque[tuple[Sheaf, int, Fate]] = deque()
+        self._done: deque[tuple[Sequence[Future], int, Fate]] = deque()
 
     def __repr__(self) -> str:
-        return f"<Gathering of {sum(len(sheaf.futures) for sheaf in self._sheaves)} in {len(self._sheaves)} sheaves>"
+        return f"<Gathering of {sum(map(len, self._sheaves))} in {len(self._sheaves)} sheaves>"
 
     @property
     def refusal(self) -> Overloaded | None:
         """Why nothing more is gathered for now: what there is finds no room, and it is as much as may wait."""
         if self._refusal is None:
             return None
-        count = sum(len(sheaf.futures) for sheaf in self._sheaves)
+        count = sum(map(len, self._sheaves))
         return self._refusal if self._bytes >= BYTES_MAX or count >= limits.FRAME_COUNT_MAX else None
+
+    @property
+    def shortage(self) -> Overloaded | None:
+        """Why something that was to be handed over waits for room; None where nothing waits."""
+        return self._refusal if self._sheaves else None
 
     def make_room(self) -> None:
         """Hand over what there is, if it is as much as may wait and was not refused of late."""
@@ -155,7 +163,7 @@ class Gathering:
         """The sheaf for what comes next, with a payload of `size`. It is handed over in the loop's next iteration."""
         sheaf = self.sheaf
         if sheaf is None or sheaf.desk is not desk or sheaf.priority != priority or sheaf.timeout != timeout:
-            if not self._sheaves:
+            if self._poll is None:  # else it is to be tried again anyway
                 loop.call_soon(self.hand_over)
             self.sheaf = sheaf = Sheaf(loop, desk, priority, timeout, timeout_s, loop.time())
             self._sheaves.append(sheaf)
@@ -166,101 +174,130 @@ class Gathering:
     # --- handing over ---
 
     def hand_over(self) -> None:
-        """Everything goes into a commit group, as far as there is room. What has waited for room long enough is refused."""
-        if not self._sheaves:
+        """Everything goes into a commit group, as far as there is room. What has waited for room long enough is refused.
+
+        An exception of a signal handler may cut this off anywhere. So it is to be called again before it begins; and what it was
+        about then may have been accepted: it is not submitted twice.
+        """
+        loop = self.loop()
+        if not self._sheaves or loop is None:
             return
         self.sheaf = None
         if self._poll is not None:
             self._poll.cancel()
-            self._poll = None
+        self._poll = loop.call_later(ROOM_POLL_S, self.hand_over)
         self._refusal = None
         while self._sheaves:
-            refusal = self._try(self._sheaves[0])
+            sheaf = self._sheaves[0]
+            if sheaf.tried > sheaf.gone:
+                sheaf.refuse(sheaf.tried, DurabilityUnknown(_CUT_OFF))
+            refusal = self._try(sheaf)
             if refusal is not None:
                 self._refusal = refusal
-                self._drop_expired()
+                self._drop_expired(loop.time())
                 break
             self._sheaves.popleft()
+            sheaf.rows = []
         self._bytes = sum(sheaf.bytes for sheaf in self._sheaves)
-        loop = self.loop()
-        if self._sheaves and loop is not None:
-            self._poll = loop.call_later(ROOM_POLL_S, self.hand_over)
+        if not self._sheaves:
+            self._poll.cancel()
+            self._poll = None
 
     def _try(self, sheaf: Sheaf) -> Overloaded | None:
         """Hand a sheaf over, part by part where there is not room for all. Returns why the rest of it was refused."""
-        done, count = 0, len(sheaf.futures)
-        refusal: Overloaded | None = None
-        while done < len(sheaf.futures):
-            part = sheaf if count == len(sheaf.futures) else sheaf.part(done, done + count)
-            refusal = self._submit(part)
-            if refusal is None:
-                done += len(part.futures)
-            elif count > 1:
+        count = len(sheaf)
+        while len(sheaf):
+            refusal = self._submit(sheaf, min(count, len(sheaf)))
+            if refusal is not None:
+                if count == 1:
+                    return refusal
                 count //= 2
-            else:
-                break
-        if refusal is not None and done:
-            self._sheaves[0] = sheaf.part(done, len(sheaf.futures))
-        return refusal
-
-    def _submit(self, sheaf: Sheaf) -> Overloaded | None:
-        """Hand a sheaf over as a whole, unless there is no room for it."""
-        desk = sheaf.desk
-        try:
-            lsn, fate = self._committer.submit(
-                desk.index, shards_of(sheaf.keys, desk.shards) if desk.shards > 1 else 0, sheaf.keys, sheaf.payloads,
-                sheaf.priority, sheaf.bytes, needs_sync=desk.issuer.durability is Durability.SYNC, timeout_ns=0, wait=False,
-            )  # fmt: skip
-        except Overloaded as error:
-            return error
-        except Exception as error:  # noqa: BLE001 - it is raised where the operations were submitted
-            sheaf.refuse(error)
-            return None
-        except BaseException:
-            sheaf.refuse(
-                DurabilityUnknown("the submission was interrupted: it may or may not have been accepted")
-            )
-            raise
-        assert fate.durable is not None
-        sheaf.has_gone(fate)
-        fate.durable.listen(lambda: self._wake(sheaf, lsn, fate))
         return None
 
-    def _drop_expired(self) -> None:
-        """Refuse what has waited for room as long as it may, after a last look for each whether there is room for just that."""
-        loop = self.loop()
-        now_s = 0.0 if loop is None else loop.time()
+    def _submit(self, sheaf: Sheaf, count: int) -> Overloaded | None:
+        """Hand over the next `count` operations of a sheaf, unless there is no room for them."""
+        desk, first = sheaf.desk, sheaf.gone
+        last = first + count
+        rows = sheaf.rows if count == len(sheaf.rows) else sheaf.rows[first:last]
+        keys = [key for key, _, _ in rows]
+        payloads = [payload for _, payload, _ in rows]
+        futures = [future for _, _, future in rows]
+        size = sum(map(len, keys)) + sum(map(len, payloads))
+        sheaf.tried = last
+        try:
+            lsn, fate = self._committer.submit(
+                desk.index, shards_of(keys, desk.shards) if desk.shards > 1 else 0, keys, payloads,
+                sheaf.priority, size, needs_sync=desk.issuer.durability is Durability.SYNC, timeout_ns=0, wait=False,
+            )  # fmt: skip
+        except Overloaded as error:
+            sheaf.tried = first
+            return error
+        except WalbatchError as error:  # it is raised where the operations were submitted
+            sheaf.refuse(last, error)
+            return None
+        assert fate.durable is not None
+        sheaf.went(last, fate)
+        fate.durable.listen(lambda: self._wake(futures, lsn, fate))
+        sheaf.gone = last
+        return None
+
+    def _drop_expired(self, now_s: float) -> None:
+        """Refuse what has waited for room as long as it may.
+
+        What stands behind nothing that goes on waiting has a last look, one by one, whether there is room for just that.
+        """
         waiting: deque[Sheaf] = deque()
         for sheaf in self._sheaves:
             if sheaf.timeout_s is None or now_s < sheaf.since_s + sheaf.timeout_s:
                 waiting.append(sheaf)
                 continue
-            for index in range(len(sheaf.futures)):
-                one = sheaf.part(index, index + 1)
-                refusal = self._submit(one)
+            while len(sheaf):
+                refusal = self._refusal if waiting else self._submit(sheaf, 1)
                 if refusal is not None:
-                    one.refuse(refusal)
+                    sheaf.refuse(len(sheaf.rows) if waiting else sheaf.gone + 1, refusal)
         self._sheaves = waiting
 
     # --- answers ---
 
-    def _wake(self, sheaf: Sheaf, lsn: int, fate: Fate) -> None:
-        """The group of a sheaf is committed, or never will be. From any thread, perhaps twice."""
-        self._done.append((sheaf, lsn, fate))
+    def _wake(self, futures: Sequence[Future], lsn: int, fate: Fate) -> None:
+        """The group of these operations is committed, or never will be. From any thread, perhaps twice."""
+        self._done.append((futures, lsn, fate))
         loop = self.loop()
-        if loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
+        try:
+            if loop is None:
+                self._done.clear()
+            else:
                 loop.call_soon_threadsafe(self._answer)
+        except (
+            RuntimeError
+        ):  # the loop was closed: nobody waits any more, and what is kept here would keep it
+            self._done.clear()
 
     def _answer(self) -> None:
-        """Tell those who wait."""
+        """Tell those who wait. If this is cut off, it is done again: who was told is passed over."""
         while self._done:
-            sheaf, lsn, fate = self._done.popleft()
-            assert fate.durable is not None
-            error = fate.durable.error
-            if error is not None:
-                sheaf.refuse(error)
-                continue
-            for number, future in enumerate(sheaf.futures, lsn):
-                if not future.done():
-                    future.set_result(number)
+            futures, lsn, fate = self._done[0]
+            try:
+                self._answer_all(futures, lsn, fate)
+            except BaseException:
+                loop = self.loop()
+                if loop is not None:
+                    loop.call_soon(self._answer)
+                raise
+            self._done.popleft()
+
+    @staticmethod
+    def _answer_all(futures: Sequence[Future], lsn: int, fate: Fate) -> None:
+        assert fate.durable is not None
+        error = fate.durable.error
+        if error is not None:
+            _tell(futures, error)
+            return
+        for number, future in enumerate(futures, lsn):
+            if not future.done():
+                future.set_result(number)
+
+
+_CUT_OFF: Final = (
+    "the submission was cut off by an exception of a signal handler: it may or may not have been accepted"
+)

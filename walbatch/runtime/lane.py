@@ -271,8 +271,11 @@ class Shard:
 
     @property
     def has_news(self) -> bool:
-        """Whether those who wait until it is flushed, or drained, should look again."""
-        return not self.queue.ready or 0 < self.flush_lsn <= self.ledger.watermark()
+        """Whether those who wait until it is flushed, or drained, should look again.
+
+        Each of several flushes waits for an LSN of its own, and for none that is delayed: they know best.
+        """
+        return not self.queue.ready or self.flush_lsn > 0
 
     @property
     def starves(self) -> bool:

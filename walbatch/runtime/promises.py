@@ -22,6 +22,11 @@ STALE_MAX: Final = 64
 """Fates whose place is kept although nobody keeps them any more, beside as many as are kept: so forgetting one is cheap."""
 
 
+_forgetting = threading.RLock()
+"""Guards who stands under a number, for a look and an assignment. Re-entrant, because a fate may be forgotten at any step of
+a thread that holds it."""
+
+
 class _Reference(weakref.ref[Fate]):
     """A fate that is taken out of its scope when nobody keeps it."""
 
@@ -32,9 +37,10 @@ class _Reference(weakref.ref[Fate]):
 
 def _forget(reference: weakref.ref[Fate]) -> None:
     assert isinstance(reference, _Reference)
-    fates = reference.scope.fates
-    if fates.get(reference.first) is reference:  # and not a later one of the same number
-        fates.pop(reference.first, None)
+    with _forgetting:
+        fates = reference.scope.fates
+        if fates.get(reference.first) is reference:  # and not a later one of the same number
+            fates.pop(reference.first, None)
 
 
 class _Scope:
@@ -54,16 +60,26 @@ class _Scope:
         fate = None if reference is None else reference()
         return fate if fate is not None and number <= fate.last else None
 
+    def drop(self, fate: Fate) -> None:
+        """All of a fate is settled."""
+        with _forgetting:
+            reference = self.fates.get(fate.first)
+            if reference is not None and reference() is fate:  # and not a later one of the same number
+                self.fates.pop(fate.first, None)
+
     def add(self, fate: Fate) -> None:
         """Called by one thread at a time."""
         reference = _Reference(fate, _forget)
         reference.first = first = fate.first
         reference.scope = self
-        self.fates[first] = reference
+        with _forgetting:
+            self.fates[first] = reference
         if not self.firsts or first > self.firsts[-1]:
             self.firsts.append(first)
         else:
-            insort(self.firsts, first)
+            firsts = self.firsts.copy()  # whoever searches at the same time goes on in the old one
+            insort(firsts, first)
+            self.firsts = firsts
         if len(self.firsts) > 2 * len(self.fates) + STALE_MAX:
             for left in list(self.fates.values()):  # a list made in one step: others may go meanwhile
                 if left() is None:  # a signal handler's exception has cut off who forgot it
@@ -107,7 +123,7 @@ class Promises:
         if fate is not None:
             fate.settle(number, (value, error))
             if fate.is_whole:
-                place.fates.pop(fate.first, None)
+                place.drop(fate)
 
     def resolve_applied(self, scope: int, numbers: Sequence[int], results: Sequence[object] | None) -> None:
         """Many operations were applied, with these results; None: all of them with None. Free where nobody keeps a ticket."""
@@ -122,7 +138,7 @@ class Promises:
                     continue
             fate.settle(number, APPLIED if results is None else (results[index], None))
             if fate.is_whole:
-                place.fates.pop(fate.first, None)
+                place.drop(fate)
 
     def resolve_all(self, error: WalbatchError) -> None:
         """Nobody will settle anything any more."""

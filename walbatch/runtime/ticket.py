@@ -169,6 +169,8 @@ class Fate:
                 outcome = self.outcome(number)  # whoever settles it looks for a promise after that
             if outcome is not None:
                 promise.resolve(*outcome)
+        elif not promise.done and (outcome := self.outcome(number)) is not None:
+            promise.resolve(*outcome)  # whoever left it was cut off before that
         return promise
 
     def settle(self, number: int, outcome: Outcome) -> None:

@@ -100,14 +100,14 @@ def test_a_cut_off_hand_over_submits_nothing_twice_and_holds_up_nobody(
 def test_a_task_that_is_cut_off_while_it_gathers_mixes_no_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Rows(list[tuple[bytes, bytes, Any]]):
-        append = once(list.append, cut)
+    class Row(list[Any]):
+        __iadd__ = once(list.__iadd__, cut)
 
     made = Sheaf.__init__
 
     def make(sheaf: Sheaf, *arguments: Any) -> None:
         made(sheaf, *arguments)
-        sheaf.rows = Rows()
+        sheaf.row = Row()
 
     monkeypatch.setattr(Sheaf, "__init__", make)
     applied, acknowledged = submitted(tmp_path / "q", lambda _: None)

@@ -25,7 +25,7 @@ from walbatch.config import NS_PER_S, Lane, Settings
 from walbatch.engine import FROM_SETTINGS, Engine, Environment, Payload
 from walbatch.errors import Overloaded
 from walbatch.metrics import CloseReport, EngineStats, Health
-from walbatch.runtime.gathering import COUNT_MAX, ROOM_POLL_S, Desk, Gathering, Sheaf
+from walbatch.runtime.gathering import ROOM_POLL_S, ROW_MAX, Desk, Gathering, Sheaf
 from walbatch.runtime.ticket import AnyTicket, Issuer, Promise
 from walbatch.types import NO_OPTIONS, PRIORITY_NORMAL, DeadLetter, Durability, OperationStatus, Options, When
 
@@ -233,9 +233,9 @@ class AsyncEngine:
                 return await self._submit_alone(kind, key, payload, priority, timeout, options)
             sheaf = await self._sheaf_for(loop, desk, priority, timeout, len(payload))
         future: Future[int] = Future(loop=loop)
-        rows = sheaf.rows
-        rows.append((key, payload, future))  # one step: a task that is cut off leaves all of it or nothing
-        if len(rows) >= COUNT_MAX:
+        row = sheaf.row
+        row += (key, payload, future)  # one step: a task that is cut off leaves all of it or nothing
+        if len(row) >= ROW_MAX:
             self._gathering_of(loop).hand_over()
         lsn = await future
         return AsyncTicket(sheaf.desk.issuer, lsn, sheaf.fate or sheaf.fate_of(lsn), lsn)

@@ -14,7 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from walbatch import limits
 from walbatch.core.routing import shards_of
@@ -33,6 +33,10 @@ SMALL_BYTES_MAX: Final = BYTES_MAX // COUNT_MAX - limits.KEY_BYTES_MAX
 ROOM_POLL_S: Final = 0.005
 """How often what finds no room is tried again: room is made by other threads, which know of no loop."""
 
+WIDTH: Final = 3
+"""Items of a sheaf's row for each operation."""
+ROW_MAX: Final = WIDTH * COUNT_MAX
+
 Future = asyncio.Future[int]
 
 
@@ -50,16 +54,19 @@ class Desk:
 
 
 class Sheaf:
-    """Operations that are handed over together. `rows` has each with the future of who waits: it becomes the operation's LSN.
+    """Operations that are handed over together: `row` has key, payload and the future of who waits, one after the other for each.
+
+    A future becomes the operation's LSN. One list for all three, so that they are added in one step; and no object for each
+    operation, since the garbage collector would look at a thousand of them again and again.
 
     `timeout_s` (None: for ever) bounds the wait for room, which began at `since_s` on the loop's clock; `timeout` is what was asked
     for. It holds up to COUNT_MAX operations, and the payloads above SMALL_BYTES_MAX that there is room for.
 
-    The first `gone` rows have their answer, or will have it. Those up to `tried` may be in the log: their handing over was begun.
+    The first `gone` have their answer, or will have it. Those up to `tried` may be in the log: their handing over was begun.
     """
 
     __slots__ = (
-        "_fates", "_sizes", "desk", "fate", "gone", "key_bytes_max", "key_bytes_min", "kind", "loop", "priority", "rows", "since_s",
+        "_fates", "_sizes", "desk", "fate", "gone", "key_bytes_max", "key_bytes_min", "kind", "loop", "priority", "row", "since_s",
         "small_bytes_max", "timeout", "timeout_s", "tried",
     )  # fmt: skip
 
@@ -77,7 +84,7 @@ class Sheaf:
         self.timeout = timeout
         self.timeout_s = timeout_s
         self.since_s = since_s
-        self.rows: list[tuple[bytes, bytes, Future]] = []
+        self.row: list[Any] = []
         self.gone = 0
         self.tried = 0
         self.fate: Fate | None = None
@@ -89,19 +96,29 @@ class Sheaf:
         return f"<Sheaf of {len(self)} for lane {self.kind!r}>"
 
     def __len__(self) -> int:
-        return len(self.rows) - self.gone
+        return self.count - self.gone
+
+    @property
+    def count(self) -> int:
+        """All that was added."""
+        return len(self.row) // WIDTH
+
+    def columns(self, first: int, last: int) -> tuple[list[bytes], list[bytes], list[Future]]:
+        """Keys, payloads and futures of the operations from `first` up to `last`."""
+        row = self.row if (first, last) == (0, self.count) else self.row[first * WIDTH : last * WIDTH]
+        return row[::WIDTH], row[1::WIDTH], row[2::WIDTH]
 
     @property
     def bytes(self) -> int:
         """Of the keys and payloads that have not gone. Added up once for each change of what is there."""
-        if self._sizes[:2] != (self.gone, len(self.rows)):
-            size = sum(len(key) + len(payload) for key, payload, _ in self.rows[self.gone :])
-            self._sizes = self.gone, len(self.rows), size
+        if self._sizes[:2] != (self.gone, self.count):
+            keys, payloads, _ = self.columns(self.gone, self.count)
+            self._sizes = self.gone, self.count, sum(map(len, keys)) + sum(map(len, payloads))
         return self._sizes[2]
 
     def went(self, last: int, fate: Fate) -> None:
-        """The rows up to `last` are in a commit group."""
-        if self.gone == 0 and last == len(self.rows):
+        """Its operations up to `last` are in a commit group."""
+        if self.gone == 0 and last == self.count:
             self.fate = fate
         self._fates.append(fate)
 
@@ -110,8 +127,8 @@ class Sheaf:
         return self.fate or next(fate for fate in self._fates if fate.first <= lsn <= fate.last)
 
     def refuse(self, last: int, error: BaseException) -> None:
-        """Tell everybody up to row `last` of an error. Their operations do not go any more."""
-        _tell([future for _, _, future in self.rows[self.gone : last]], error)
+        """Tell everybody up to `last` of an error. Their operations do not go any more."""
+        _tell(self.columns(self.gone, last)[2], error)
         self.gone = last
 
 
@@ -197,7 +214,7 @@ class Gathering:
                 self._drop_expired(loop.time())
                 break
             self._sheaves.popleft()
-            sheaf.rows = []
+            sheaf.row = []
         self._bytes = sum(sheaf.bytes for sheaf in self._sheaves)
         if not self._sheaves:
             self._poll.cancel()
@@ -218,10 +235,7 @@ class Gathering:
         """Hand over the next `count` operations of a sheaf, unless there is no room for them."""
         desk, first = sheaf.desk, sheaf.gone
         last = first + count
-        rows = sheaf.rows if count == len(sheaf.rows) else sheaf.rows[first:last]
-        keys = [key for key, _, _ in rows]
-        payloads = [payload for _, payload, _ in rows]
-        futures = [future for _, _, future in rows]
+        keys, payloads, futures = sheaf.columns(first, last)
         size = sum(map(len, keys)) + sum(map(len, payloads))
         sheaf.tried = last
         try:
@@ -254,7 +268,7 @@ class Gathering:
             while len(sheaf):
                 refusal = self._refusal if waiting else self._submit(sheaf, 1)
                 if refusal is not None:
-                    sheaf.refuse(len(sheaf.rows) if waiting else sheaf.gone + 1, refusal)
+                    sheaf.refuse(sheaf.count if waiting else sheaf.gone + 1, refusal)
         self._sheaves = waiting
 
     # --- answers ---

@@ -16,6 +16,7 @@ from tests.memory import MemoryFileSystem, environment
 from tests.runtime.fakes import Caller
 from tests.support import FAST, QUICK_RETRY, Recorder, wait_until
 from walbatch import limits
+from walbatch.runtime import delivery
 from walbatch.runtime.dispatcher import DUE_FLOOR_NS, TICK_FLOOR_NS, Dispatcher
 from walbatch.runtime.reader import Reader
 
@@ -515,3 +516,17 @@ def test_a_dispatcher_says_what_it_does() -> None:
     with open_engine(one_lane(Recorder())) as engine:
         assert repr(engine._dispatcher).startswith("<Dispatcher 1 lanes, 0 in flight")
         assert "put/0" in repr(engine._dispatcher._shards[0])
+
+
+def test_a_worker_that_has_gone_on_for_long_enough_leaves_the_next_batch_to_the_timer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(delivery, "RUN_ON_NS_MAX", 0)
+    applied: list[bytes] = []
+    settings = wb.Settings(segment_bytes=2**16, timer_ms=60_000)
+    lanes = one_lane(lambda batch: applied.extend(batch.keys), trigger=wb.Trigger(count=1))
+    with open_engine(lanes, settings=settings) as engine:
+        keys = [b"%d" % number for number in range(100)]
+        engine.submit_many("put", [(key, b"") for key in keys])
+        engine.flush("put", timeout=30)
+        assert applied == keys

@@ -113,7 +113,7 @@ ABANDONED_MAX: Final = 16
 """Calls of backends that were given up and have not returned: each holds a thread. At the bound, shards wait."""
 
 COMPACTED_FACTOR: Final = 2
-"""The log takes at most this many times what is unsettled, and four segments."""
+"""The log takes at most this many times what is unsettled, and four segments; beside what a moving watermark will pass soon."""
 SALVAGE_VOIDS_MAX: Final = 1_000_000
 
 SCAN_CHUNK_BYTES: Final = MIB

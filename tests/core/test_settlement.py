@@ -193,6 +193,15 @@ def test_a_mark_with_a_batch_in_flight_is_the_mark_after_it_is_settled(
     assert promised.mark(epoch=3) == ledger().mark(epoch=3)
 
 
+def test_a_batch_in_flight_may_reach_over_several_blocks() -> None:
+    ledger = ShardLedger(Mark())
+    for block in ((1, 2), (3, 4), (5, 7)):
+        ledger.admit_many(block)
+    for settling in ((1,), (1, 2), (1, 2, 3, 4), (1, 2, 3, 4, 5)):
+        assert ledger.mark(epoch=1, settling=settling).watermark == settling[-1] + (settling[-1] == 5)
+    assert ledger.mark(epoch=1, settling=(1, 2, 3, 4, 5, 7)).watermark == 7
+
+
 def test_a_new_ledger_calls_nothing_settled() -> None:
     ledger = ShardLedger(Mark())
     assert ledger.mark(epoch=1) == Mark(epoch=1)

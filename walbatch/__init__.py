@@ -3,11 +3,14 @@
 Operations that `submit` has returned for are on disk, reach their shard's backend in batches, and survive a kill.
 """
 
+from typing import TYPE_CHECKING, Any
+
+from walbatch import backends
 from walbatch.aio import AsyncEngine, AsyncTicket
 from walbatch.backends.lmdb import LmdbBackend
 from walbatch.backends.vectorized import decode_array, encode_array, vectorized
 from walbatch.config import Adaptive, Aimd, Cost, Fixed, Lane, RetryPolicy, Settings, Trigger
-from walbatch.core.mark import check_epoch, decode_mark, encode_mark, fresh_indexes
+from walbatch.core.mark import check_epoch, decode_mark, encode_mark, fresh_indexes, leave_out
 from walbatch.engine import Engine, Environment
 from walbatch.errors import (
     BackendBroken,
@@ -60,6 +63,13 @@ from walbatch.types import (
     Strategy,
     TriggerMode,
 )
+
+if TYPE_CHECKING:
+    from walbatch.backends.postgres import (
+        PostgresBackend as PostgresBackend,
+    )  # not in __all__: it may not be installed
+    from walbatch.backends.sql.table import Table
+    from walbatch.backends.sqlite import SqliteBackend
 
 __all__ = [
     "PRIORITY_CRITICAL",
@@ -119,9 +129,11 @@ __all__ = [
     "RetryPolicy",
     "Settings",
     "ShardStats",
+    "SqliteBackend",
     "StorageError",
     "StoreLocked",
     "Strategy",
+    "Table",
     "Throttled",
     "Ticket",
     "TransactionalBackend",
@@ -135,5 +147,13 @@ __all__ = [
     "encode_array",
     "encode_mark",
     "fresh_indexes",
+    "leave_out",
     "vectorized",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Backends of databases that not everybody uses are imported when they are asked for.
+    if name in backends.LATER:
+        return getattr(backends, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

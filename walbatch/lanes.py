@@ -222,7 +222,9 @@ def set_up(
         backend = None
         if lane.backend is not None:
             backend = as_backend(lane.backend)
-            opener = getattr(backend, "open", None)
+            limiter, opener = getattr(backend, "limit_time", None), getattr(backend, "open", None)
+            if callable(limiter):
+                limiter(lane.timeout_s)
             if callable(opener):
                 opener(name, lane.shards, store.uuid)
             opened.append(backend)

@@ -116,9 +116,9 @@ def test_a_module_that_fails_to_import_is_a_backend_error(
 # --- refusals -----------------------------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[type[Exception], str]] = {
-    "": (ConfigError, "must start with one of lmdb:, python:"),
-    "blocks": (ConfigError, "must start with one of lmdb:, python:"),
-    "redis://host/0": (ConfigError, "'redis://host/0'.*lmdb:, python:"),
+    "": (ConfigError, "must start with one of lmdb:, postgresql:, python:, sqlite:"),
+    "blocks": (ConfigError, "must start with one of lmdb:, postgresql:, python:, sqlite:"),
+    "redis://host/0": (ConfigError, "'redis://host/0'.*lmdb:, postgresql:, python:, sqlite:"),
     "lmdb:": (ConfigError, "names no directory"),
     "lmdb:///": (ConfigError, "names no directory"),
     "lmdb://": (ConfigError, "names no directory"),

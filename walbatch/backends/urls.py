@@ -6,6 +6,10 @@ What is not here: where URLs are remembered, and the backends themselves.
 |------------------------------|-----------------------------------------------------------------------|
 | `lmdb:///var/data/blocks`    | `LmdbBackend("/var/data/blocks")`; `%` escapes as in any URL          |
 | `lmdb:blocks`                | the same, relative to the working directory                           |
+| `sqlite:///app.db?table=t`   | `SqliteBackend("/app.db", "t")`; also `sqlite:app.db?table=t`; what   |
+|                              | else a table has stands in `backends.sql.fields`                      |
+| `postgresql://db/app?table=t`| `PostgresBackend("postgresql://db/app", "t")`; other fields are       |
+|                              | libpq's; a password belongs into PGPASSWORD or a password file        |
 | `python:package.module:name` | a function of a batch, or a backend object: only where the user named |
 |                              | it, since importing a module runs it                                  |
 """
@@ -17,7 +21,7 @@ import os
 import re
 from collections.abc import Callable
 from typing import Final
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 from walbatch.backends.function import FunctionBackend, as_backend
 from walbatch.errors import BackendError, ConfigError
@@ -34,7 +38,10 @@ def open_backend(url: str, *, allow_python: bool) -> Backend:
     """
     match = _SCHEME.fullmatch(url)
     scheme, rest = (match[1].lower(), match[2]) if match else ("", "")
-    openers: dict[str, Callable[[str, str], Backend]] = {"lmdb": _open_lmdb, "python": _open_python}
+    scheme = "postgresql" if scheme == "postgres" else scheme  # libpq takes both
+    openers: dict[str, Callable[[str, str], Backend]] = {
+        "lmdb": _open_lmdb, "postgresql": _open_postgres, "python": _open_python, "sqlite": _open_sqlite,
+    }  # fmt: skip
     if scheme not in openers:
         known = ", ".join(f"{name}:" for name in openers)
         raise ConfigError(
@@ -87,21 +94,55 @@ def _strip_userinfo(rest: str) -> str:
 def _open_lmdb(url: str, rest: str) -> Backend:
     from walbatch.backends.lmdb import LmdbBackend  # noqa: PLC0415 - only who uses LMDB needs it
 
-    if rest.startswith("//"):
-        host, slash, path = rest[2:].partition("/")
-        if host:
-            raise ConfigError(
-                f"{url!r} names a host, {host!r}: write lmdb:{host}{slash}{path}, or lmdb:/// and a path"
-            )
-        rest = f"/{path}"
     if any(mark in rest for mark in "?#"):
         raise ConfigError(
             f"{url!r} has a ? or #, but no options are known: write %3F or %23 if the path has it"
         )
+    return LmdbBackend(_path("lmdb", url, rest, "directory"))
+
+
+def _open_sqlite(url: str, rest: str) -> Backend:
+    from walbatch.backends.sql.fields import take_table  # noqa: PLC0415 - only who uses a database needs them
+    from walbatch.backends.sqlite import SqliteBackend  # noqa: PLC0415
+
+    if "#" in rest:
+        raise ConfigError(f"{url!r} has a #: write %23 if the path has it")
+    rest, _, query = rest.partition("?")
+    path = _path("sqlite", url, rest, "file")
+    table, others = take_table(query, url)
+    if others:
+        raise ConfigError(f"{url!r}: {', '.join(sorted(others))} is not known")
+    return SqliteBackend(path, table)
+
+
+def _open_postgres(url: str, rest: str) -> Backend:
+    from walbatch.backends.sql.fields import take_table  # noqa: PLC0415 - only who uses a database needs them
+
+    try:
+        from walbatch.backends.postgres import PostgresBackend  # noqa: PLC0415
+    except ImportError as error:
+        raise ConfigError(str(error)) from error
+    rest, _, query = rest.partition("?")
+    if not rest.startswith("//"):
+        raise ConfigError(f"{strip_password(url)!r} must begin with postgresql://")
+    table, others = take_table(query, strip_password(url))
+    fields = "&".join(f"{name}={quote(value, safe='')}" for name, value in others.items())
+    return PostgresBackend(f"postgresql:{rest}{'?' if fields else ''}{fields}", table)
+
+
+def _path(scheme: str, url: str, rest: str, kind: str) -> str:
+    """The path that a URL names."""
+    if rest.startswith("//"):
+        host, slash, path = rest[2:].partition("/")
+        if host:
+            raise ConfigError(
+                f"{url!r} names a host, {host!r}: write {scheme}:{host}{slash}{path}, or {scheme}:/// and a path"
+            )
+        rest = f"/{path}"
     path = os.fsdecode(unquote_to_bytes(rest))
     if not path.strip("/") or "\0" in path:
-        raise ConfigError(f"{url!r} names no directory: write lmdb:///path/of/it")
-    return LmdbBackend(path)
+        raise ConfigError(f"{url!r} names no {kind}: write {scheme}:///path/of/it")
+    return path
 
 
 def _open_python(url: str, rest: str) -> Backend:

@@ -345,6 +345,9 @@ class Lane:
         before, self.settings = self.settings, settings
         if settings.retry.budget != before.retry.budget:
             self.budget = RetryBudget(settings.retry.budget)
+        limiter = getattr(self.setup.backend, "limit_time", None)
+        if settings.timeout_s != before.timeout_s and callable(limiter):
+            limiter(settings.timeout_s)
         for shard in self.shards:
             shard.reconfigure(before)
 

@@ -1,0 +1,443 @@
+"""SQLite as a backend: a batch and its mark in one transaction of a database file, exactly once.
+
+What is not here: how operations become rows (`sql.table`), and what is done with those that are refused (`sql.applying`).
+
+The idea needed to read it: SQLite has one writer at a time. So there is one connection, and a lock that hands it from shard to
+shard at once; connections of their own would find each other by polling, up to a tenth of a second late. Shards help nothing
+here but keep working: the log takes operations in meanwhile, and larger batches make up for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from urllib.parse import quote
+
+from walbatch.backends.sql.applying import MARKS_TABLE, Transaction, Work, Write
+from walbatch.backends.sql.backend import SqlBackend
+from walbatch.backends.sql.fields import url_query
+from walbatch.backends.sql.table import Row, Table, flat
+from walbatch.core.mark import encode_mark
+from walbatch.errors import (
+    BackendBroken,
+    BatchRejected,
+    ConfigError,
+    CorruptionError,
+    EngineClosed,
+    RetryBatch,
+    StorageError,
+)
+from walbatch.types import Batch, Mark
+
+_logger = logging.getLogger("walbatch")
+_T = TypeVar("_T")
+
+VERSION_MIN: Final = (3, 35, 0)
+"""The first whose upserts need not name what they conflict with, and which takes VARIABLES_MAX."""
+
+VARIABLES_MAX: Final = 32_766
+"""Of one statement, unless SQLite was built otherwise."""
+
+ROWS_MAX: Final = 500
+"""Rows of one statement. Measured (docs/backends.md): larger ones gain nothing, and parsing them costs memory."""
+
+WAIT_PART: Final = 0.5
+"""The part of a call's time limit that it waits for others who write. The rest is for its own work."""
+
+CLOSE_WAIT_S: Final = 5.0
+"""How long `close` waits for a write that does not end. Then the connection stays open until the write ends."""
+
+MARKS_COLUMNS: Final = ("store", "lane", "shard", "epoch", "mark", "opened")
+_SQL_TYPES: Final = {"bytes": "BLOB", "text": "TEXT", "integer": "INTEGER"}
+_PRIMARY_CODE: Final = 0xFF
+
+_LATER: Final = frozenset({
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_SCHEMA, sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_PROTOCOL,
+})  # fmt: skip
+"""What passes: a lock, a full disk, a disk that fails."""
+
+_ROW: Final = frozenset({sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG})
+"""What speaks of a row."""
+
+_UNBINDABLE: Final = ("is not supported", "unsupported type", "too big", "larger than")
+"""What Python says of a value that it cannot hand to SQLite."""
+
+_ADVICE: Final = {
+    sqlite3.SQLITE_FULL: "make room on the disk", sqlite3.SQLITE_READONLY: "make it writable for this user",
+    sqlite3.SQLITE_CANTOPEN: "the folder must exist, and file and folder be writable for this user",
+    sqlite3.SQLITE_BUSY: "another process has locked it: end its transaction",
+    sqlite3.SQLITE_NOTADB: "the file is no SQLite database: name another one",
+}  # fmt: skip
+
+
+class SqliteBackend(SqlBackend):
+    """A transactional backend on the database file `path`.
+
+    See `SqlBackend` for `table` and `write`, which is given a `sqlite3.Cursor`. The file is made if it is missing, its folder is not. It is put into WAL mode, and every commit is synced. Foreign keys are
+    kept. Other processes may read and write it meanwhile; who locks it for longer than half of the lane's time limit makes
+    batches wait.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], table: Table | str | None = None, *, write: Write | None = None
+    ) -> None:
+        super().__init__(table, write)
+        self.path = Path(os.path.abspath(os.fspath(path)))  # noqa: PTH100 - resolve() would follow links
+        # Held by the thread that uses the connection.
+        self._using = threading.Lock()
+        self._db: sqlite3.Connection | None = None
+        self._waits_s = 0.0
+        self._statements = _Statements(self.table) if self.table is not None else None
+
+    def _place(self) -> str:
+        return str(self.path)
+
+    @property
+    def url(self) -> str | None:
+        """`sqlite:///path?table=...`, from which the command line makes it again; None with functions, which no URL can name."""
+        if self.table is None or not self.table.is_nameable:
+            return None
+        return f"sqlite://{quote_path(self.path)}?{url_query(self.table)}"
+
+    # --- opening and closing --------------------------------------------------------------------------------------
+
+    def _open(self, shards: int) -> None:
+        if sqlite3.sqlite_version_info < VERSION_MIN:
+            wanted = ".".join(map(str, VERSION_MIN))
+            raise ConfigError(f"SQLite {wanted} is needed, this Python has {sqlite3.sqlite_version}")
+        try:
+            # A database holds what the store holds: nobody else's business. SQLite gives its log the same mode.
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            db = sqlite3.connect(
+                self.path, timeout=self._wait_s(), isolation_level=None, check_same_thread=False, cached_statements=64
+            )  # fmt: skip
+        except (OSError, sqlite3.Error) as error:
+            raise self._at_opening(error) from error
+        self._db, self._waits_s = db, self._wait_s()
+        try:
+            db.execute("PRAGMA journal_mode = WAL").fetchone()
+            # In WAL mode the same as FULL. Where there is no WAL (a network file system) it also syncs the removal of the journal.
+            db.execute("PRAGMA synchronous = EXTRA")
+            db.execute("PRAGMA foreign_keys = ON")
+            self._prepare(db, shards)
+        except sqlite3.Error as error:
+            raise self._at_opening(error) from error
+
+    def _prepare(self, db: sqlite3.Connection, shards: int) -> None:
+        """Make the tables that are missing, check those that are there, and prove that what they show is durable.
+
+        Crash story: after a kill in the middle of a commit, that commit may be visible in the page cache and yet not be on disk;
+        an engine that believed its mark would forget operations that a power cut takes back. A commit of our own, which changes
+        something every time, syncs all before it.
+        """
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            db.execute(
+                f"CREATE TABLE IF NOT EXISTS {MARKS_TABLE} (store BLOB NOT NULL, lane TEXT NOT NULL, shard INTEGER NOT NULL, "
+                "epoch INTEGER NOT NULL, mark BLOB NOT NULL, opened INTEGER NOT NULL, PRIMARY KEY (store, lane, shard))"
+            )
+            self._check_columns(db, (MARKS_TABLE,), MARKS_COLUMNS, MARKS_COLUMNS[:3])
+            if self.table is not None:
+                if self.table.create and self.table.types is not None:
+                    db.execute(self._creation(self.table))
+                self._check_columns(db, self.table.path, self.table.all_columns, self.table.key)
+            db.executemany(
+                f"INSERT INTO {MARKS_TABLE} VALUES (?, ?, ?, 0, ?, 1) "  # noqa: S608 - a constant
+                "ON CONFLICT DO UPDATE SET opened = opened + 1",
+                [(self._store, self._lane, shard, EMPTY_MARK) for shard in range(shards)],
+            )
+            db.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+            raise
+
+    def _creation(self, table: Table) -> str:
+        types = table.types
+        assert types is not None
+        (key,), (column,) = table.key, table.columns
+        return (
+            f"CREATE TABLE IF NOT EXISTS {quoted(*table.path)} ({quoted(key)} {_SQL_TYPES[types[0]]} NOT NULL PRIMARY KEY, "
+            f"{quoted(column)} {_SQL_TYPES[types[1]]})"
+        )
+
+    def _check_columns(
+        self, db: sqlite3.Connection, path: Sequence[str], columns: Sequence[str], key: Sequence[str]
+    ) -> None:
+        """Raise ConfigError for a table that does not take what its operations become."""
+        name = path[-1]
+        schema = f"{quoted(path[0])}." if len(path) > 1 else ""
+        found = {row[1]: row for row in db.execute(f"PRAGMA {schema}table_xinfo({quoted(name)})")}
+        where = f"{self.path}: table {'.'.join(path)!r}"
+        if not found:
+            raise ConfigError(
+                f"{where} does not exist: make it, with the columns {', '.join(columns)}, and {_unique_on(key)}"
+            )
+        names = {column.lower() for column in found}
+        problems = [
+            f"{where} has no column {column!r}: add it, or map the table otherwise"
+            for column in columns
+            if column.lower() not in names
+        ]
+        mapped = {column.lower() for column in columns}
+        problems += [
+            f"{where}: column {column!r} is NOT NULL, has no default, and is not mapped: give it a default, or map it"
+            for column, row in found.items()
+            if row[3] and row[4] is None and not row[5] and not row[6] and column.lower() not in mapped
+        ]
+        wanted = {column.lower() for column in key}
+        if not problems and wanted not in [*_unique_sets(db, schema, name), _primary_key(found)]:
+            problems.append(f"{where} has {_unique_on(key, missing=True)}")
+        if problems:
+            raise ConfigError(*problems)
+
+    def _close(self) -> None:
+        if not self._using.acquire(timeout=CLOSE_WAIT_S):
+            return  # whoever uses it finds that nobody has it open any more, and closes it
+        try:
+            self._release()
+        finally:
+            self._using.release()
+
+    def _release(self) -> None:
+        db, self._db = self._db, None
+        if db is not None:
+            with contextlib.suppress(sqlite3.Error):
+                db.close()
+
+    # --- transactions ---------------------------------------------------------------------------------------------
+
+    def _wait_s(self) -> float:
+        """How long to wait for others who write."""
+        return 86_400.0 if self._limit_s is None else WAIT_PART * self._limit_s
+
+    def _transaction(self, batch: Batch, work: Callable[[Transaction], Work]) -> Work:
+        return self._run(work, "BEGIN IMMEDIATE")
+
+    def _look(self, look: Callable[[Transaction], _T]) -> _T:
+        return self._run(look, "BEGIN")
+
+    def _run(self, work: Callable[[Transaction], _T], begin: str) -> _T:
+        if not self._using.acquire(timeout=self._wait_s()):
+            raise RetryBatch(f"{self.path}: other shards have written for {self._wait_s():g} s")
+        try:
+            db = self._db
+            if db is None:
+                raise EngineClosed(f"{self!r} is closed")
+            try:
+                self._wait_for_locks(db)
+                db.execute(begin)
+                done = work(SqliteTransaction(db, self._statements, (self._store, self._lane)))
+                db.execute("COMMIT")
+            except sqlite3.Error as error:
+                self._roll_back(db)
+                raise self._ours(error) from error
+            except BaseException:
+                self._roll_back(db)
+                raise
+            return done
+        finally:
+            if self._lane is None:
+                self._release()
+            self._using.release()
+
+    def _wait_for_locks(self, db: sqlite3.Connection) -> None:
+        """Take over a time limit that has changed."""
+        wait_s = self._wait_s()
+        if wait_s != self._waits_s:
+            db.execute(f"PRAGMA busy_timeout = {int(1000 * wait_s)}")
+            self._waits_s = wait_s
+
+    def _roll_back(self, db: sqlite3.Connection) -> None:
+        """End the transaction. Where even that fails, the connection goes, and with it the transaction."""
+        try:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+        except sqlite3.Error:
+            _logger.exception("%s: a transaction could not be rolled back", self.path)
+
+    # --- errors ---------------------------------------------------------------------------------------------------
+
+    def _ours(self, error: sqlite3.Error) -> Exception:
+        """What the engine is to do about an error that speaks for the whole batch."""
+        code = code_of(error)
+        text = f"{self.path}: {said(error)}"
+        if code in _ROW:  # at the commit: a deferred constraint, which names no row
+            return BatchRejected(text)
+        if code in _LATER:
+            return RetryBatch(text)
+        if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+            return BackendBroken(f"{text}: restore the database from a backup")
+        if code:
+            return BackendBroken(text)
+        return error
+
+    def _at_opening(self, error: Exception) -> Exception:
+        if isinstance(error, OSError):
+            return StorageError(
+                f"{self.path}: {error.strerror}: the folder must exist and be writable", path=str(self.path), errno=error.errno
+            )  # fmt: skip
+        code = code_of(error)
+        advice = _ADVICE.get(code, "repair what failed, and open again")
+        text = f"{self.path}: {said(error)}: {advice}"
+        if code == sqlite3.SQLITE_CORRUPT:
+            return CorruptionError(text, path=str(self.path), expected="a sound SQLite database")
+        if code in {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOTADB}:
+            return ConfigError(text)
+        return StorageError(text, path=str(self.path))
+
+
+class SqliteTransaction:
+    """A `Transaction` that has begun."""
+
+    def __init__(
+        self, db: sqlite3.Connection, statements: _Statements | None, scope: tuple[bytes, str | None]
+    ) -> None:
+        self._db = db
+        self._statements = statements
+        self._scope = scope
+        self.cursor = db.cursor()
+
+    def save(self) -> None:
+        """See `Transaction`."""
+        self._db.execute("SAVEPOINT walbatch")
+
+    def keep(self) -> None:
+        """See `Transaction`."""
+        try:
+            self._db.execute("RELEASE walbatch")
+        except sqlite3.OperationalError as error:
+            raise BackendBroken(
+                "the write function has ended the transaction: it must not commit or roll back"
+            ) from error
+
+    def undo(self) -> None:
+        """See `Transaction`."""
+        if not self._db.in_transaction:
+            # A trigger or a constraint said ROLLBACK: all is undone, the mark's lock too.
+            raise BatchRejected("the database has rolled back the whole transaction because of one row")
+        self._db.execute("ROLLBACK TO walbatch")
+        self._db.execute("RELEASE walbatch")
+
+    def delete(self, keys: Sequence[Row]) -> None:
+        """See `Transaction`."""
+        assert self._statements is not None
+        self._db.executemany(self._statements.delete, keys)
+
+    def put(self, rows: Sequence[Row]) -> None:
+        """See `Transaction`."""
+        statements = self._statements
+        assert statements is not None
+        for start in range(0, len(rows), statements.rows_max):
+            part = rows[start : start + statements.rows_max]
+            self._db.execute(statements.put(len(part)), flat(part))
+
+    def refusal(self, error: BaseException) -> str | None:
+        """See `Transaction`. Also where Python cannot hand a value to SQLite."""
+        if isinstance(error, sqlite3.Error):
+            code = code_of(error)
+            if code in _ROW or (not code and any(words in str(error) for words in _UNBINDABLE)):
+                return said(error)
+            return None
+        if isinstance(error, (OverflowError, UnicodeEncodeError)):
+            return f"{type(error).__name__}: {error}"
+        return None
+
+    def stored_mark(self, shard: int) -> tuple[int, bytes] | None:
+        """See `Transaction`."""
+        row = self._db.execute(
+            f"SELECT epoch, mark FROM {MARKS_TABLE} WHERE store = ? AND lane = ? AND shard = ?",  # noqa: S608 - a constant
+            (*self._scope, shard),
+        ).fetchone()
+        return None if row is None else (int(row[0]), bytes(row[1]))
+
+    def store_mark(self, shard: int, epoch: int, mark: bytes) -> None:
+        """See `Transaction`."""
+        self._db.execute(
+            f"INSERT INTO {MARKS_TABLE} VALUES (?, ?, ?, ?, ?, 1) "  # noqa: S608 - a constant
+            "ON CONFLICT DO UPDATE SET epoch = excluded.epoch, mark = excluded.mark",
+            (*self._scope, shard, epoch, mark),
+        )
+
+
+class _Statements:
+    """The statements of a table."""
+
+    def __init__(self, table: Table) -> None:
+        name, columns = quoted(*table.path), [quoted(column) for column in table.all_columns]
+        key, others = columns[: len(table.key)], columns[len(table.key) :]
+        self.rows_max = min(ROWS_MAX, VARIABLES_MAX // len(columns))
+        self.delete = f"DELETE FROM {name} WHERE {' AND '.join(f'{column} = ?' for column in key)}"  # noqa: S608 - quoted
+        self._head = f"INSERT INTO {name} ({', '.join(columns)}) VALUES "  # noqa: S608 - quoted
+        self._row = f"({', '.join('?' * len(columns))})"
+        update = (
+            f"UPDATE SET {', '.join(f'{column} = excluded.{column}' for column in others)}"
+            if others
+            else "NOTHING"
+        )
+        self._tail = f" ON CONFLICT ({', '.join(key)}) DO {update}"
+        self._full = self._make(self.rows_max)
+
+    def put(self, count: int) -> str:
+        """Insert or update so many rows."""
+        return self._full if count == self.rows_max else self._make(count)
+
+    def _make(self, count: int) -> str:
+        return self._head + ",".join([self._row] * count) + self._tail
+
+
+# --- small things -------------------------------------------------------------------------------------------------
+
+
+EMPTY_MARK: Final = encode_mark(Mark())
+
+
+def quoted(*names: str) -> str:
+    """A name, or the parts of one, as SQL takes it whatever is in it."""
+    return ".".join('"' + name.replace('"', '""') + '"' for name in names)
+
+
+def code_of(error: Exception) -> int:
+    """SQLite's primary code; 0 where the error is Python's."""
+    return getattr(error, "sqlite_errorcode", 0) & _PRIMARY_CODE
+
+
+def said(error: Exception) -> str:
+    """What SQLite says of it, with the name of its code."""
+    name = getattr(error, "sqlite_errorname", "")
+    return f"{error} ({name})" if name else str(error)
+
+
+def quote_path(path: Path) -> str:
+    """A path as it stands in a URL."""
+    return quote(os.fsencode(path))
+
+
+def _unique_on(key: Sequence[str], *, missing: bool = False) -> str:
+    columns = ", ".join(key)
+    if missing:
+        return f"no primary key or unique index on exactly ({columns}): make one, or map the key otherwise"
+    return f"a primary key or unique index on ({columns})"
+
+
+def _primary_key(columns: Mapping[str, Sequence[Any]]) -> set[str]:
+    return {name.lower() for name, row in columns.items() if row[5]}
+
+
+def _unique_sets(db: sqlite3.Connection, schema: str, table: str) -> list[set[str]]:
+    """The columns of each unique index that holds for all rows."""
+    indexes = [
+        row for row in db.execute(f"PRAGMA {schema}index_list({quoted(table)})") if row[2] and not row[4]
+    ]
+    return [
+        {str(row[2]).lower() for row in db.execute(f"PRAGMA {schema}index_info({quoted(index[1])})")}
+        for index in indexes
+    ]

@@ -80,9 +80,9 @@ _ADVICE: Final = {
 class SqliteBackend(SqlBackend):
     """A transactional backend on the database file `path`.
 
-    See `SqlBackend` for `table` and `write`, which is given a `sqlite3.Cursor`. The file is made if it is missing, its folder is not. It is put into WAL mode, and every commit is synced. Foreign keys are
-    kept. Other processes may read and write it meanwhile; who locks it for longer than half of the lane's time limit makes
-    batches wait.
+    See `SqlBackend` for `table` and `write`, which is given a `sqlite3.Cursor`. The file is made if it is missing, its folder is not.
+    It is put into WAL mode, and every commit is synced. Foreign keys are kept. Other processes may read and write it meanwhile; who
+    locks it for longer than half of the lane's time limit makes batches wait.
     """
 
     def __init__(

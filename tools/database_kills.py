@@ -47,6 +47,9 @@ SAID_S = 120.0
 
 DRAIN_S = 300.0
 PAUSE_S = 0.002
+PENDING_MAX = 400
+"""Operations that wait in the log: what is killed is a batch, and draining takes no time in the end."""
+
 RETRY = wb.RetryPolicy(base_s=0.005, ceiling_s=0.1, breaker_s=0.05, breaker_s_max=0.2)
 COUNT = struct.Struct("<Q")
 
@@ -75,8 +78,10 @@ SCHEMA = {
 }
 COUNT_CALL = [
     "INSERT INTO effects VALUES ({0}, 1) ON CONFLICT (name) DO UPDATE SET count = effects.count + 1",
-    "INSERT INTO latest VALUES ({0}, {0}, 0) ON CONFLICT (key) DO UPDATE SET number = excluded.number, disorder = "
-    + "latest.disorder + CASE WHEN excluded.number > latest.number THEN 0 ELSE 1 END",
+    """
+    INSERT INTO latest VALUES ({0}, {0}, 0) ON CONFLICT (key) DO UPDATE SET number = excluded.number, disorder = latest.disorder
+        + CASE WHEN excluded.number > latest.number THEN 0 ELSE 1 END
+    """,
     "INSERT INTO calls VALUES ({0}, {0})",
 ]
 """What the `write` function does for an operation: count it, look at its order, keep it."""
@@ -160,7 +165,8 @@ def work(kind: str, target: str, store: str, life: int) -> None:
             ]
         engine.submit_many(lane, group)
         say("ack", lane[0], numbers[0], count)
-        time.sleep(PAUSE_S)
+        while engine.stats().pending > PENDING_MAX:
+            time.sleep(PAUSE_S)
 
 
 def drain(kind: str, target: str, store: str) -> None:
@@ -202,11 +208,11 @@ class Worker:
         """How often it has said this."""
         return sum(words[0] == word for words in self.said)
 
-    def wait_for(self, word: str, count: int) -> None:
+    def wait_for(self, word: str, count: int, seconds: float = SAID_S) -> None:
         """Wait until it has said it so often."""
         with self._news:
             if not self._news.wait_for(
-                lambda: self.count(word) >= count or self.process.poll() is not None, SAID_S
+                lambda: self.count(word) >= count or self.process.poll() is not None, seconds
             ):
                 raise RuntimeError(f"the worker says nothing: {self.said[-3:]}")
         if self.count(word) < count:
@@ -304,9 +310,10 @@ class Kills:
     def _judge(self) -> None:
         worker = self._start("drain", 0)
         try:
-            worker.wait_for("drained", 1)
-        finally:
+            worker.wait_for("drained", 1, DRAIN_S)
             worker.process.wait(SAID_S)
+        finally:
+            worker.kill()
         dead = {words[1]: words[3] for words in worker.said if words[0] == "dead"}
         effects, disorder = self._effects()
         poison = {name for name in effects.keys() | dead.keys() | self.acknowledged if self._is_poison(name)}

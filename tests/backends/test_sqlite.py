@@ -1,23 +1,156 @@
-"""SQLite as a backend."""
+"""SQLite as a backend: exactly once in effect, whoever else has the file open."""
 
 from __future__ import annotations
 
+import os
 import sqlite3
-from collections.abc import Iterable
+import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import pytest
+
+from tests.backends.sqlsuite import SqlSuite
+from walbatch.backends import open_backend, url_of
 from walbatch.backends.sqlite import SqliteBackend
-from walbatch.testing.contracts import Pair, TransactionalBackendContract
+from walbatch.errors import BatchRejected, ConfigError, CorruptionError, RetryBatch, StorageError
+from walbatch.testing.contracts import STORE
+from walbatch.types import Failures, Mark, Operation
+
+DEADLINE_S = 30
 
 
-class TestSqlite(TransactionalBackendContract):
-    def make_backend(self, path: Path) -> Any:
-        return SqliteBackend(path / "app.db", "pages")
+class TestSqlite(SqlSuite):
+    count_call: ClassVar[str] = "INSERT INTO counts VALUES (?, 1) ON CONFLICT DO UPDATE SET count = count + 1"
+    check_call: ClassVar[str] = "INSERT INTO checked VALUES (?)"
 
-    def content(self, path: Path) -> Iterable[Pair]:
+    def make(self, path: Path, table: Any = None, **options: Any) -> SqliteBackend:
+        return SqliteBackend(path / "app.db", table, **options)
+
+    def run(self, path: Path, *statements: str) -> list[tuple[Any, ...]]:
         db = sqlite3.connect(path / "app.db")
         try:
-            return db.execute("SELECT key, payload FROM pages").fetchall()
+            rows: list[tuple[Any, ...]] = []
+            for statement in statements:
+                rows = db.execute(statement).fetchall()
+            db.commit()
+            return rows
         finally:
             db.close()
+
+    def test_commits_are_synced_into_a_log(self, tmp_path: Path) -> None:
+        with self.with_table(tmp_path, "pages") as backend:
+            assert isinstance(backend, SqliteBackend)
+            assert backend._db is not None
+            assert backend._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+            assert backend._db.execute("PRAGMA synchronous").fetchone()[0] >= 2
+        assert stat.S_IMODE((tmp_path / "app.db").stat().st_mode) == 0o600
+
+    def test_opening_commits_something_so_that_what_it_shows_is_durable(self, tmp_path: Path) -> None:
+        for opened in (1, 2, 3):
+            with self.with_table(tmp_path, "pages"):
+                pass
+            assert self.run(tmp_path, "SELECT opened FROM walbatch_marks") == [(opened,)] * self.shards
+
+    def test_who_locks_the_database_makes_the_batch_wait_and_come_again(self, tmp_path: Path) -> None:
+        with self.with_table(tmp_path, "pages") as backend:
+            backend.limit_time(0.1)
+            other = sqlite3.connect(tmp_path / "app.db", isolation_level=None)
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(RetryBatch, match="locked"):
+                backend.apply(self.batch(self.pairs(2)))
+            other.execute("ROLLBACK")
+            other.close()
+            self.apply(backend, self.batch(self.pairs(2)))
+        self.check_content(tmp_path, self.pairs(2))
+
+    def test_a_call_that_still_writes_makes_the_next_one_come_again(self, tmp_path: Path) -> None:
+        self.run(tmp_path, self.counts)
+        begun, go_on = threading.Event(), threading.Event()
+
+        def slow(cursor: Any, operation: Operation) -> None:
+            self.count(cursor, operation)
+            begun.set()
+            assert go_on.wait(DEADLINE_S)
+
+        with self.with_table(tmp_path, write=slow) as backend, ThreadPoolExecutor(1) as pool:
+            first = pool.submit(backend.apply, self.batch([(b"a", b"")]))
+            assert begun.wait(DEADLINE_S)
+            backend.limit_time(0.1)
+            with pytest.raises(RetryBatch, match="other shards"):
+                backend.apply(self.batch([(b"a", b"")]))
+            go_on.set()
+            first.result(DEADLINE_S)
+            backend.limit_time(None)
+            backend.apply(self.batch([(b"a", b"")]))
+        assert self.run(tmp_path, "SELECT name, count FROM counts") == [("a", 1)]
+
+    def test_large_batches_go_in_statements_of_bounded_size(self, tmp_path: Path) -> None:
+        pairs = self.pairs(1_203)
+        with self.with_table(tmp_path, "pages") as backend:
+            self.apply(backend, self.batch(pairs))
+        self.check_content(tmp_path, pairs)
+
+    def test_a_trigger_that_rolls_everything_back_lets_the_batch_be_searched(self, tmp_path: Path) -> None:
+        with self.with_table(tmp_path, "pages") as backend:
+            self.run(
+                tmp_path,
+                "CREATE TRIGGER no BEFORE INSERT ON pages WHEN new.payload = x'62' BEGIN SELECT RAISE(ROLLBACK, 'never b'); END",
+            )
+            with pytest.raises(BatchRejected):
+                backend.apply(self.batch([(b"1", b"a"), (b"2", b"b")]))
+            self.apply(backend, self.batch([(b"1", b"a")]))
+        self.check_content(tmp_path, [(b"1", b"a")])
+
+    def test_a_trigger_may_refuse_a_row(self, tmp_path: Path) -> None:
+        with self.with_table(tmp_path, "pages") as backend:
+            self.run(
+                tmp_path,
+                "CREATE TRIGGER no BEFORE INSERT ON pages WHEN new.payload = x'62' BEGIN SELECT RAISE(ABORT, 'never b'); END",
+            )
+            answer = backend.apply(self.batch([(b"1", b"a"), (b"2", b"b")]))
+            assert isinstance(answer, Failures)
+            assert "never b" in str(answer.outcomes[1])
+
+    def test_a_full_disk_makes_the_batch_come_again(self, tmp_path: Path) -> None:
+        with self.with_table(tmp_path, "pages") as backend:
+            assert isinstance(backend, SqliteBackend)
+            assert backend._db is not None
+            backend._db.execute("PRAGMA max_page_count = 12")
+            big = [(b"k", bytes(200_000))]
+            with pytest.raises(RetryBatch, match="full"):
+                backend.apply(self.batch(big))
+            assert backend.applied_mark(0) == Mark()
+            backend._db.execute("PRAGMA max_page_count = 1000000")
+            self.apply(backend, self.batch(big))
+
+    def test_files_that_are_no_database_are_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "app.db").write_bytes(b"not a database at all, but long enough to look at " * 40)
+        with pytest.raises(ConfigError, match="no SQLite database"):
+            self.make(tmp_path, "pages").open("put", 1, STORE)
+
+    def test_a_folder_that_is_missing_is_a_storage_error(self, tmp_path: Path) -> None:
+        with pytest.raises(StorageError, match="folder must exist"):
+            SqliteBackend(tmp_path / "absent" / "app.db", "pages").open("put", 1, STORE)
+
+    def test_a_damaged_file_is_corruption(self, tmp_path: Path) -> None:
+        with self.with_table(tmp_path, "pages") as backend:
+            self.apply(backend, self.batch(self.pairs(200)))
+        data = bytearray((tmp_path / "app.db").read_bytes())
+        data[4096 : 3 * 4096] = os.urandom(2 * 4096)
+        (tmp_path / "app.db").write_bytes(data)
+        with pytest.raises((CorruptionError, ConfigError)):
+            self.make(tmp_path, "pages").open("put", 1, STORE)
+
+
+@pytest.mark.parametrize("name", ["plain", "a b", "100%", "what?", "#1", "caf\u00e9", "a:b@c", "\udcff"])
+def test_the_url_of_a_path_makes_it_again(tmp_path: Path, name: str) -> None:
+    backend = SqliteBackend(tmp_path / name, "t")
+    url = url_of(backend)
+    assert url is not None
+    assert url.isprintable()
+    again = open_backend(url, allow_python=False)
+    assert isinstance(again, SqliteBackend)
+    assert again.path == backend.path

@@ -80,9 +80,9 @@ _ADVICE: Final = {
 class SqliteBackend(SqlBackend):
     """A transactional backend on the database file `path`.
 
-    See `SqlBackend` for `table` and `write`, which is given a `sqlite3.Cursor`. The file is made if it is missing, its folder is not.
-    It is put into WAL mode, and every commit is synced. Foreign keys are kept. Other processes may read and write it meanwhile; who
-    locks it for longer than half of the lane's time limit makes batches wait.
+    See `SqlBackend` for `table` and `write`, which is given a `sqlite3.Cursor`. The file is made if it is missing, its folder is
+    not. It is put into WAL mode, and every commit is synced. Foreign keys are kept. Other processes may read and write it meanwhile;
+    who locks it for longer than half of the lane's time limit makes batches wait.
     """
 
     def __init__(
@@ -312,12 +312,12 @@ class SqliteTransaction:
 
     def keep(self) -> None:
         """See `Transaction`."""
-        try:
-            self._db.execute("RELEASE walbatch")
-        except sqlite3.OperationalError as error:
-            raise BackendBroken(
-                "the write function has ended the transaction: it must not commit or roll back"
-            ) from error
+        self._db.execute("RELEASE walbatch")
+
+    @property
+    def is_intact(self) -> bool:
+        """See `Transaction`."""
+        return self._db.in_transaction
 
     def undo(self) -> None:
         """See `Transaction`."""

@@ -34,23 +34,22 @@ class Statements:
     def __init__(self, table: Table, columns: Sequence[Column]) -> None:
         self.columns = columns
         self.key_count = len(table.key)
-        name = quoted(*table.path)
-        names = [quoted(column.name) for column in columns]
+        name = _named(*table.path)
+        names = [_named(column.name) for column in columns]
         key, others = names[: self.key_count], names[self.key_count :]
         update = (
             f"UPDATE SET {', '.join(f'{column} = excluded.{column}' for column in others)}"
             if others
             else "NOTHING"
         )
-        self.put = _bytes(
+        put = (
             f"INSERT INTO {name} ({', '.join(names)}) SELECT {_casts(columns)} FROM {_arrays(columns)} "  # noqa: S608 - quoted
             f"ON CONFLICT ({', '.join(key)}) DO {update}"
         )
         equal = " AND ".join(f"t.{column} = u.k{place}" for place, column in enumerate(key))
         keys = columns[: self.key_count]
-        self.delete = _bytes(
-            f"DELETE FROM {name} AS t USING (SELECT {_casts(keys, 'k')} FROM {_arrays(keys)}) AS u WHERE {equal}"  # noqa: S608 - quoted
-        )
+        delete = f"DELETE FROM {name} AS t USING (SELECT {_casts(keys, 'k')} FROM {_arrays(keys)}) AS u WHERE {equal}"  # noqa: S608
+        self.put, self.delete = put.encode(), delete.encode()
 
 
 class PostgresTransaction:
@@ -83,15 +82,13 @@ class PostgresTransaction:
 
     def keep(self) -> None:
         """See `Transaction`."""
-        ended = BackendBroken("the write function has ended the transaction: it must not commit or roll back")
-        status = self._raw.info.transaction_status
-        if status is TransactionStatus.IDLE:
-            raise ended
         if not self._is_bold:
-            try:
-                self._raw.execute("RELEASE walbatch")
-            except psycopg.errors.InvalidSavepointSpecification as error:
-                raise ended from error
+            self._raw.execute("RELEASE walbatch")
+
+    @property
+    def is_intact(self) -> bool:
+        """See `Transaction`."""
+        return self._raw.info.transaction_status is not TransactionStatus.IDLE
 
     def undo(self) -> None:
         """See `Transaction`."""
@@ -139,15 +136,16 @@ def _arrays(columns: Sequence[Column]) -> str:
 
 def _casts(columns: Sequence[Column], prefix: str = "c") -> str:
     return ", ".join(
-        f"v{place} AS {prefix}{place}" if column.is_bytes else f"v{place}::{column.type} AS {prefix}{place}"
+        f"v{place} AS {prefix}{place}"
+        if column.is_bytes
+        else f"v{place}::{column.type.replace('%', '%%')} AS {prefix}{place}"
         for place, column in enumerate(columns)
     )
 
 
-def _bytes(statement: str) -> bytes:
-    """A statement with a percent sign in a name would look like one with another parameter."""
-    parts = statement.split("%b")
-    return "%b".join(part.replace("%", "%%") for part in parts).encode()
+def _named(*names: str) -> str:
+    """A name inside a statement that has parameters: a percent sign would look like another one."""
+    return quoted(*names).replace("%", "%%")
 
 
 def _columnar(columns: Sequence[Column], rows: Sequence[Row]) -> list[list[Any]]:

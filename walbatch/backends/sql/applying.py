@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 
 from walbatch.backends.sql.table import Changes, Row, Table, read
 from walbatch.core.mark import check_epoch, decode_mark, encode_mark, fresh_indexes, leave_out
-from walbatch.errors import BatchTooLarge, CorruptionError
+from walbatch.errors import BackendBroken, BatchTooLarge, CorruptionError
 from walbatch.types import Answer, Applied, Batch, Failures, Mark, Operation, Outcome, Rejected
 
 Write = Callable[[Any, Operation], Any]
@@ -40,7 +40,11 @@ class Transaction(Protocol):
         """Make a savepoint."""
 
     def keep(self) -> None:
-        """Release the newest savepoint. Raises if a `write` function has ended the transaction."""
+        """Release the newest savepoint."""
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether it is still under way: a `write` function has neither committed nor rolled back."""
 
     def undo(self) -> None:
         """Go back to the newest savepoint, and release it."""
@@ -184,7 +188,7 @@ def _call(
     try:
         for index in wanted:
             at = index
-            results[index] = write(tx.cursor, operations[index])
+            results[index] = _written(tx, operations[index], write)
     except Exception as error:
         text = tx.refusal(error)
         if text is None:
@@ -200,7 +204,7 @@ def _call(
             continue
         tx.save()
         try:
-            results[index] = write(tx.cursor, operations[index])
+            results[index] = _written(tx, operations[index], write)
         except Exception as error:
             text = tx.refusal(error)
             if text is None:
@@ -210,3 +214,10 @@ def _call(
         else:
             tx.keep()
     return results, refused
+
+
+def _written(tx: Transaction, operation: Operation, write: Write) -> Any:
+    result = write(tx.cursor, operation)
+    if not tx.is_intact:
+        raise BackendBroken("the write function has ended the transaction: it must not commit or roll back")
+    return result

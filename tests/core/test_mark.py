@@ -258,4 +258,6 @@ def test_a_mark_of_which_nothing_is_left_out_stays_itself() -> None:
 
 
 def test_the_watermark_ends_before_the_first_that_is_left_out() -> None:
-    assert leave_out(Mark(watermark=5, ranges=((8, 9),)), [3, 8]) == Mark(watermark=2, ranges=((4, 5), (9, 9)))
+    assert leave_out(Mark(watermark=5, ranges=((8, 9),)), [3, 8]) == Mark(
+        watermark=2, ranges=((4, 5), (9, 9))
+    )

@@ -22,7 +22,7 @@ from urllib.parse import quote
 from walbatch.backends.sql.applying import MARKS_TABLE, Transaction, Work, Write
 from walbatch.backends.sql.backend import SqlBackend
 from walbatch.backends.sql.fields import url_query
-from walbatch.backends.sql.table import Row, Table, flat
+from walbatch.backends.sql.table import Columns, Row, Table
 from walbatch.core.mark import encode_mark
 from walbatch.errors import (
     BackendBroken,
@@ -39,13 +39,7 @@ _logger = logging.getLogger("walbatch")
 _T = TypeVar("_T")
 
 VERSION_MIN: Final = (3, 35, 0)
-"""The first whose upserts need not name what they conflict with, and which takes VARIABLES_MAX."""
-
-VARIABLES_MAX: Final = 32_766
-"""Of one statement, unless SQLite was built otherwise."""
-
-ROWS_MAX: Final = 500
-"""Rows of one statement. Measured (docs/backends.md): larger ones gain nothing, and parsing them costs memory."""
+"""The first whose upserts need not name what they conflict with."""
 
 WAIT_PART: Final = 0.5
 """The part of a call's time limit that it waits for others who write. The rest is for its own work."""
@@ -81,8 +75,8 @@ class SqliteBackend(SqlBackend):
     """A transactional backend on the database file `path`.
 
     See `SqlBackend` for `table` and `write`, which is given a `sqlite3.Cursor`. The file is made if it is missing, its folder is
-    not. It is put into WAL mode, and every commit is synced. Foreign keys are kept. Other processes may read and write it meanwhile;
-    who locks it for longer than half of the lane's time limit makes batches wait.
+    not. It is put into WAL mode, and every commit is synced. Foreign keys are kept. Other processes may read and write it
+    meanwhile; who locks it for longer than half of the lane's time limit makes batches wait.
     """
 
     def __init__(
@@ -220,28 +214,41 @@ class SqliteBackend(SqlBackend):
         return 86_400.0 if self._limit_s is None else WAIT_PART * self._limit_s
 
     def _transaction(self, batch: Batch, work: Callable[[Transaction], Work]) -> Work:
-        return self._run(work, "BEGIN IMMEDIATE")
+        """Bold first. Where a row is refused, again with savepoints."""
+        done = self._run(work, "BEGIN IMMEDIATE", is_bold=True)
+        if done is None:
+            done = self._run(work, "BEGIN IMMEDIATE", is_bold=False)
+        assert done is not None
+        return done
 
     def _look(self, look: Callable[[Transaction], _T]) -> _T:
-        return self._run(look, "BEGIN")
+        seen = self._run(look, "BEGIN", is_bold=False)
+        assert seen is not None
+        return seen
 
-    def _run(self, work: Callable[[Transaction], _T], begin: str) -> _T:
+    def _run(self, work: Callable[[Transaction], _T], begin: str, *, is_bold: bool) -> _T | None:
+        """A transaction, committed; None where it was bold, and a row is refused."""
         if not self._using.acquire(timeout=self._wait_s()):
             raise RetryBatch(f"{self.path}: other shards have written for {self._wait_s():g} s")
         try:
             db = self._db
             if db is None:
                 raise EngineClosed(f"{self!r} is closed")
+            is_done = False
             try:
                 self._wait_for_locks(db)
                 db.execute(begin)
-                done = work(SqliteTransaction(db, self._statements, (self._store, self._lane)))
+                done = work(
+                    SqliteTransaction(db, self._statements, (self._store, self._lane), is_bold=is_bold)
+                )
+                is_done = True
                 db.execute("COMMIT")
-            except sqlite3.Error as error:
+            except BaseException as error:
                 self._roll_back(db)
-                raise self._ours(error) from error
-            except BaseException:
-                self._roll_back(db)
+                if is_bold and not is_done and refusal(error) is not None:
+                    return None
+                if isinstance(error, sqlite3.Error):
+                    raise self._ours(error) from error
                 raise
             return done
         finally:
@@ -296,23 +303,35 @@ class SqliteBackend(SqlBackend):
 
 
 class SqliteTransaction:
-    """A `Transaction` that has begun."""
+    """A `Transaction` that has begun.
+
+    A bold one makes no savepoints: SQLite would keep all that it changes, and hardly any batch needs that. Where a row is refused,
+    its error passes through, and the batch is tried again in one that is not bold.
+    """
 
     def __init__(
-        self, db: sqlite3.Connection, statements: _Statements | None, scope: tuple[bytes, str | None]
+        self,
+        db: sqlite3.Connection,
+        statements: _Statements | None,
+        scope: tuple[bytes, str | None],
+        *,
+        is_bold: bool,
     ) -> None:
         self._db = db
         self._statements = statements
         self._scope = scope
+        self._is_bold = is_bold
         self.cursor = db.cursor()
 
     def save(self) -> None:
         """See `Transaction`."""
-        self._db.execute("SAVEPOINT walbatch")
+        if not self._is_bold:
+            self._db.execute("SAVEPOINT walbatch")
 
     def keep(self) -> None:
         """See `Transaction`."""
-        self._db.execute("RELEASE walbatch")
+        if not self._is_bold:
+            self._db.execute("RELEASE walbatch")
 
     @property
     def is_intact(self) -> bool:
@@ -332,24 +351,14 @@ class SqliteTransaction:
         assert self._statements is not None
         self._db.executemany(self._statements.delete, keys)
 
-    def put(self, rows: Sequence[Row]) -> None:
+    def put(self, columns: Columns) -> None:
         """See `Transaction`."""
-        statements = self._statements
-        assert statements is not None
-        for start in range(0, len(rows), statements.rows_max):
-            part = rows[start : start + statements.rows_max]
-            self._db.execute(statements.put(len(part)), flat(part))
+        assert self._statements is not None
+        self._db.executemany(self._statements.put, zip(*columns, strict=True))
 
     def refusal(self, error: BaseException) -> str | None:
-        """See `Transaction`. Also where Python cannot hand a value to SQLite."""
-        if isinstance(error, sqlite3.Error):
-            code = code_of(error)
-            if code in _ROW or (not code and any(words in str(error) for words in _UNBINDABLE)):
-                return said(error)
-            return None
-        if isinstance(error, (OverflowError, UnicodeEncodeError)):
-            return f"{type(error).__name__}: {error}"
-        return None
+        """See `Transaction`."""
+        return None if self._is_bold else refusal(error)
 
     def stored_mark(self, shard: int) -> tuple[int, bytes] | None:
         """See `Transaction`."""
@@ -369,29 +378,25 @@ class SqliteTransaction:
 
 
 class _Statements:
-    """The statements of a table."""
+    """The statements of a table: of one row each, run for many.
+
+    Measured (docs/backends.md): several rows in one statement are slower. SQLite keeps what such a statement changes, in case that
+    it fails in its middle.
+    """
 
     def __init__(self, table: Table) -> None:
         name, columns = quoted(*table.path), [quoted(column) for column in table.all_columns]
         key, others = columns[: len(table.key)], columns[len(table.key) :]
-        self.rows_max = min(ROWS_MAX, VARIABLES_MAX // len(columns))
         self.delete = f"DELETE FROM {name} WHERE {' AND '.join(f'{column} = ?' for column in key)}"  # noqa: S608 - quoted
-        self._head = f"INSERT INTO {name} ({', '.join(columns)}) VALUES "  # noqa: S608 - quoted
-        self._row = f"({', '.join('?' * len(columns))})"
         update = (
             f"UPDATE SET {', '.join(f'{column} = excluded.{column}' for column in others)}"
             if others
             else "NOTHING"
         )
-        self._tail = f" ON CONFLICT ({', '.join(key)}) DO {update}"
-        self._full = self._make(self.rows_max)
-
-    def put(self, count: int) -> str:
-        """Insert or update so many rows."""
-        return self._full if count == self.rows_max else self._make(count)
-
-    def _make(self, count: int) -> str:
-        return self._head + ",".join([self._row] * count) + self._tail
+        self.put = (
+            f"INSERT INTO {name} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))}) "  # noqa: S608 - quoted
+            f"ON CONFLICT ({', '.join(key)}) DO {update}"
+        )
 
 
 # --- small things -------------------------------------------------------------------------------------------------
@@ -419,6 +424,17 @@ def said(error: Exception) -> str:
 def quote_path(path: Path) -> str:
     """A path as it stands in a URL."""
     return quote(os.fsencode(path))
+
+
+def refusal(error: BaseException) -> str | None:
+    """What SQLite says of a row that it refuses, or Python of a value that it cannot hand over; None for anything else."""
+    if isinstance(error, sqlite3.Error):
+        code = code_of(error)
+        is_of_row = code in _ROW or (not code and any(words in str(error) for words in _UNBINDABLE))
+        return said(error) if is_of_row else None
+    return (
+        f"{type(error).__name__}: {error}" if isinstance(error, (OverflowError, UnicodeEncodeError)) else None
+    )
 
 
 def _unique_on(key: Sequence[str], *, missing: bool = False) -> str:

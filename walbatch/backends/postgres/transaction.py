@@ -19,7 +19,7 @@ from walbatch.backends.postgres.connections import Raw
 from walbatch.backends.postgres.meaning import refusal
 from walbatch.backends.postgres.schema import Column, quoted
 from walbatch.backends.sql.applying import MARKS_TABLE
-from walbatch.backends.sql.table import Row, Table
+from walbatch.backends.sql.table import Columns, Row, Table
 from walbatch.errors import BackendBroken
 
 _SELECT_MARK: Final = f"SELECT epoch, mark FROM {MARKS_TABLE} WHERE store = %s AND lane = %s AND shard = %s"  # noqa: S608 - a constant
@@ -99,12 +99,12 @@ class PostgresTransaction:
         """See `Transaction`."""
         assert self._statements is not None
         columns = self._statements.columns[: self._statements.key_count]
-        self._raw.execute(self._statements.delete, _columnar(columns, keys))
+        self._raw.execute(self._statements.delete, _parameters(columns, tuple(zip(*keys, strict=True))))
 
-    def put(self, rows: Sequence[Row]) -> None:
+    def put(self, columns: Columns) -> None:
         """See `Transaction`."""
         assert self._statements is not None
-        self._raw.execute(self._statements.put, _columnar(self._statements.columns, rows))
+        self._raw.execute(self._statements.put, _parameters(self._statements.columns, columns))
 
     def refusal(self, error: BaseException) -> str | None:
         """See `Transaction`."""
@@ -148,15 +148,16 @@ def _named(*names: str) -> str:
     return quoted(*names).replace("%", "%%")
 
 
-def _columnar(columns: Sequence[Column], rows: Sequence[Row]) -> list[list[Any]]:
+def _parameters(columns: Sequence[Column], rows: Columns) -> list[list[Any]]:
+    """An array for each column."""
     return [
         _binary(values) if column.is_bytes else _texts(column, values)
-        for column, values in zip(columns, zip(*rows, strict=True), strict=True)
+        for column, values in zip(columns, rows, strict=True)
     ]
 
 
 def _binary(values: Sequence[Any]) -> list[Any]:
-    if all(type(value) is bytes for value in values):
+    if set(map(type, values)) == {bytes}:
         return list(values)
     return [value.encode() if isinstance(value, str) else value for value in values]
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from walbatch.backends.sql.table import Changes, Row, Table, read
+from walbatch.backends.sql.table import Changes, Columns, Row, Table, read
 from walbatch.core.mark import check_epoch, decode_mark, encode_mark, fresh_indexes, leave_out
 from walbatch.errors import BackendBroken, BatchTooLarge, CorruptionError
 from walbatch.types import Answer, Applied, Batch, Failures, Mark, Operation, Outcome, Rejected
@@ -52,8 +52,8 @@ class Transaction(Protocol):
     def delete(self, keys: Sequence[Row]) -> None:
         """Delete the rows with these keys, each of which stands there once; of plain tables there are none."""
 
-    def put(self, rows: Sequence[Row]) -> None:
-        """Insert these rows, or update those with their keys. Each key stands there once."""
+    def put(self, columns: Columns) -> None:
+        """Insert rows, or update those with their keys. Each key stands there once."""
 
     def refusal(self, error: BaseException) -> str | None:
         """What the database says of a row that it refuses; None where an error is about something else."""
@@ -146,13 +146,13 @@ class _Search:
     def _try(self, start: int, end: int) -> None:
         """From the front, so that changes take effect in their order also where they are tried in parts."""
         tx = self._tx
-        deletes, rows = self._changes.fold(start, end)
+        deletes, columns = self._changes.fold(start, end)
         tx.save()
         try:
             if deletes:
                 tx.delete(deletes)
-            if rows:
-                tx.put(rows)
+            if columns:
+                tx.put(columns)
         except Exception as error:
             text = tx.refusal(error)
             if text is None:

@@ -11,13 +11,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Final
 
 from walbatch.errors import ConfigError
 
 Row = tuple[Any, ...]
 """Values of columns. None is NULL."""
+
+Columns = tuple[tuple[Any, ...], ...]
+"""Rows by column; empty where there are none."""
 
 KeyCodec = Callable[[bytes], Sequence[Any]]
 Codec = Callable[[bytes], Mapping[str, Any] | None]
@@ -254,18 +256,20 @@ class Changes:
     values: Sequence[Any]
     is_plain: bool = False
 
-    def fold(self, start: int, end: int) -> tuple[list[Row], list[Row]]:
+    def fold(self, start: int, end: int) -> tuple[list[Row], Columns]:
         """What is left to do for `[start:end]`, if deletes go first: keys to delete, and rows to put, each key once.
 
         The last put of a key wins. One that comes behind a delete of its key finds no row, so that columns which are not mapped get
         their defaults.
         """
         keys, values = self.keys[start:end], self.values[start:end]
-        if self.is_plain:
-            return [], list(dict(zip(keys, values, strict=True)).items())
         last = dict(zip(keys, values, strict=True))
+        if self.is_plain:
+            return [], (tuple(last), tuple(last.values())) if last else ()
         deletes = list(dict.fromkeys(key for key, row in zip(keys, values, strict=True) if row is None))
-        return deletes, [(*key, *row) for key, row in last.items() if row is not None]
+        return deletes, tuple(
+            zip(*((*key, *row) for key, row in last.items() if row is not None), strict=True)
+        )
 
     def __len__(self) -> int:
         return len(self.indexes)
@@ -294,8 +298,3 @@ def read(
         read_keys.append(key)
         values.append(row)
     return Changes(indexes=good, keys=read_keys, values=values), refused
-
-
-def flat(rows: Sequence[Row]) -> list[Any]:
-    """The values of all rows, one after the other."""
-    return list(chain.from_iterable(rows))

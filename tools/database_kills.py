@@ -10,6 +10,7 @@ postgresql. Prints figures as JSON; exit code 1 if anything is wrong.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import random
@@ -95,8 +96,10 @@ def lanes(kind: str, target: str) -> dict[str, wb.Lane]:
     limits: dict[str, Any] = {"shards": 2, "retry": RETRY, "timeout_s": 20.0}
     if kind == "lmdb":
         return {"calls": wb.Lane(wb.LmdbBackend(target, write=count_in_lmdb), **limits)}
-    make: Callable[..., Any] = wb.SqliteBackend if kind == "sqlite" else wb.PostgresBackend
-    mark = "?" if kind == "sqlite" else "%s"
+    make: Callable[..., Any] = wb.PostgresBackend if kind == "postgres" else wb.SqliteBackend
+    if kind == "careless":
+        return {"rows": wb.Lane(Careless(target, "rows"), **limits)}
+    mark = "%s" if kind == "postgres" else "?"
     one, two, three = (statement.format(mark) for statement in COUNT_CALL)
 
     def count(cursor: Any, operation: wb.Operation) -> None:
@@ -109,6 +112,14 @@ def lanes(kind: str, target: str) -> dict[str, wb.Lane]:
         "rows": wb.Lane(make(target, "rows"), **limits),
         "calls": wb.Lane(make(target, write=count), **limits),
     }
+
+
+class Careless(wb.SqliteBackend):
+    """A planted mistake: it stores no marks, so that what a kill leaves unsettled takes effect twice."""
+
+    def apply(self, batch: wb.Batch) -> Any:
+        """Without its mark."""
+        return super().apply(dataclasses.replace(batch, mark=None))
 
 
 def count_in_lmdb(txn: Any, operation: wb.Operation) -> None:
@@ -225,6 +236,8 @@ class Worker:
         self.process.kill()
         self.process.wait()
         self._listener.join(SAID_S)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
 
 
 @dataclass
@@ -287,7 +300,7 @@ class Kills:
     def _target(self) -> str:
         if self.postgres is not None:
             return self.postgres.conninfo()
-        return str(self.folder / ("app.db" if self.kind == "sqlite" else "blocks"))
+        return str(self.folder / ("blocks" if self.kind == "lmdb" else "app.db"))
 
     def _make_tables(self) -> None:
         if self.postgres is not None:
@@ -295,7 +308,7 @@ class Kills:
 
             with psycopg.connect(self.postgres.conninfo()) as connection:
                 connection.execute(SCHEMA["postgres"].encode())
-        elif self.kind == "sqlite":
+        elif self.kind != "lmdb":
             db = sqlite3.connect(self._target)
             db.executescript(SCHEMA["sqlite"])
             db.close()
@@ -377,7 +390,7 @@ def attack(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("kind", choices=["sqlite", "postgres", "lmdb"])
+    parser.add_argument("kind", choices=["sqlite", "postgres", "lmdb", "careless"])
     parser.add_argument(
         "--kills", type=int, default=100, help="of engine and server together (default %(default)s)"
     )

@@ -9,10 +9,13 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from tools.postgres import NoPostgresError, Server, binaries, server
+
+psycopg = pytest.importorskip(
+    "psycopg", reason="PostgresBackend needs psycopg: pip install 'walbatch[postgres]'"
+)
 
 
 def needed() -> None:

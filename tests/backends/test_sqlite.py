@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+import walbatch as wb
 from tests.backends.sqlsuite import SqlSuite
 from walbatch.backends import open_backend, url_of
 from walbatch.backends.sqlite import SqliteBackend
@@ -154,3 +157,51 @@ def test_the_url_of_a_path_makes_it_again(tmp_path: Path, name: str) -> None:
     again = open_backend(url, allow_python=False)
     assert isinstance(again, SqliteBackend)
     assert again.path == backend.path
+
+
+# --- under an engine ------------------------------------------------------------------------------------------------
+
+
+def test_the_lanes_time_limit_is_told_to_the_backend_and_so_are_its_changes(tmp_path: Path) -> None:
+    backend = SqliteBackend(tmp_path / "app.db", "pages")
+    with wb.Engine.open(tmp_path / "store", {"put": wb.Lane(backend, timeout_s=7.0)}) as engine:
+        assert backend._wait_s() == 3.5
+        engine.configure("put", timeout_s=2.0)
+        assert backend._wait_s() == 1.0
+        engine.configure("put", timeout_s=None)
+        assert backend._wait_s() > 3600
+
+
+def test_of_a_batch_only_the_row_that_breaks_a_constraint_is_dead_and_it_names_the_constraint(
+    tmp_path: Path,
+) -> None:
+    db = sqlite3.connect(tmp_path / "app.db")
+    db.execute(
+        "CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT CONSTRAINT has_name CHECK (name <> ''))"
+    )
+    db.close()
+    table = wb.Table("users", key="id", columns="name", key_codec="integer", codec="text")
+    lane = wb.Lane(SqliteBackend(tmp_path / "app.db", table))
+    with wb.Engine.open(tmp_path / "store", {"users": lane}) as engine:
+        lsns = engine.submit_many("users", [(b"1", b"Ann"), (b"2", b""), (b"3", b"Bob")])
+        engine.flush(timeout=DEADLINE_S)
+        (letter,) = engine.dead_letters()
+    assert (letter.lsn, letter.reason) == (lsns[1], wb.DeathReason.REJECTED)
+    assert letter.error == "CHECK constraint failed: has_name (SQLITE_CONSTRAINT_CHECK)"
+    db = sqlite3.connect(tmp_path / "app.db")
+    assert db.execute("SELECT * FROM users").fetchall() == [(1, "Ann"), (3, "Bob")]
+    db.close()
+
+
+def test_recovery_opens_the_backend_that_the_store_remembers(tmp_path: Path) -> None:
+    lane = wb.Lane(SqliteBackend(tmp_path / "app.db", "pages"))
+    with wb.Engine.open(tmp_path / "store", {"put": lane}) as engine:
+        engine.pause("put")
+        engine.submit_many("put", [(b"a", b"1"), (b"b", b"2")])
+        engine.close(drain=False)
+    command = [sys.executable, "-m", "walbatch", "recover", str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    db = sqlite3.connect(tmp_path / "app.db")
+    assert sorted(db.execute("SELECT key, payload FROM pages")) == [(b"a", b"1"), (b"b", b"2")]
+    db.close()

@@ -111,17 +111,19 @@ class Server:
         if process is None:
             return
         if number == signal.SIGKILL:
-            # All at once: it has a session of its own. No process of it can say goodbye to its client.
-            os.killpg(process.pid, number)
-            for child in _of_session(process.pid):
+            # All at once, so that no process of it can say goodbye to its client. Stopped first, the server makes no new ones.
+            process.send_signal(signal.SIGSTOP)
+            children = _children(process.pid)
+            for pid in (process.pid, *children):
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(child, number)
+                    os.kill(pid, number)
         else:
             process.send_signal(number)
+            children = []
         process.wait(START_S)
         deadline = time.monotonic() + START_S
-        while _of_session(process.pid) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        while any(map(_is_alive, children)) and time.monotonic() < deadline:
+            time.sleep(0.01)  # a server does not start while one of an earlier life has its shared memory
 
     def restart(self, number: int = signal.SIGQUIT) -> None:
         """Stop it in this way, and start it again."""
@@ -197,13 +199,21 @@ def _give(folder: Path) -> None:
         os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
 
 
-def _of_session(session: int) -> list[int]:
-    """The processes whose parent or session leader was the server: PostgreSQL makes each of them a session of its own."""
-    found = []
+def _children(parent: int) -> list[int]:
+    """The processes that a process has started. Each of a server's has a session of its own."""
+    return [pid for pid, (_, found) in _processes().items() if found == parent]
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether it has not ended."""
+    return _processes().get(pid, ("Z", 0))[0] != "Z"
+
+
+def _processes() -> dict[int, tuple[str, int]]:
+    """State and parent of each process, by its number."""
+    found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):
             fields = stat.read_text().rpartition(")")[2].split()
-            state, parent, group, leader = fields[0], int(fields[1]), int(fields[2]), int(fields[3])
-            if session in {parent, group, leader} and state != "Z":
-                found.append(int(stat.parent.name))
+            found[int(stat.parent.name)] = fields[0], int(fields[1])
     return found

@@ -30,9 +30,10 @@ MEMORY_BYTES_MIN = 2 << 30
 
 SETTINGS = {
     "listen_addresses": "''", "shared_buffers": "'32MB'", "max_connections": "40", "max_wal_size": "'256MB'",
-    "log_min_messages": "'fatal'", "autovacuum": "off", "jit": "off",
+    "log_min_messages": "'fatal'", "autovacuum": "off", "jit": "off", "dynamic_shared_memory_type": "mmap",
 }  # fmt: skip
-"""What is not named is as a fresh installation has it: fsync and synchronous_commit are on."""
+"""Shared memory lies in the folder, so that a killed server leaves nothing elsewhere. What is not named is as a fresh installation
+has it: fsync and synchronous_commit are on."""
 
 
 class NoPostgresError(Exception):

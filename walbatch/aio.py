@@ -26,7 +26,7 @@ from walbatch.engine import FROM_SETTINGS, Engine, Environment, Payload
 from walbatch.errors import Overloaded
 from walbatch.metrics import CloseReport, EngineStats, Health
 from walbatch.runtime.gathering import ROOM_POLL_S, ROW_MAX, Desk, Gathering, Sheaf
-from walbatch.runtime.ticket import AnyTicket, Issuer, Promise
+from walbatch.runtime.ticket import AnyTicket, Issuer, Promise, Ticket
 from walbatch.types import NO_OPTIONS, PRIORITY_NORMAL, DeadLetter, Durability, OperationStatus, Options, When
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ class AsyncEngine:
         gathering = self._gathering_of(loop)
         gathering.make_room()
         if gathering.refusal is not None:
-            await _room(gathering, timeout_s)
+            await _in_room(gathering.check, timeout_s)
         return gathering.begin(loop, desk, priority, timeout, timeout_s, size)
 
     async def _submit_alone(
@@ -257,17 +257,12 @@ class AsyncEngine:
     ) -> AsyncTicket:  # fmt: skip
         """Submit what cannot share a sheaf: it has options, or its lane logs nothing."""
         timeout_ns = self._submission.timeout_ns(timeout)
-        loop = asyncio.get_running_loop()
-        ends_s = None if timeout_ns is None else loop.time() + timeout_ns / NS_PER_S
-        ticket = None
-        while ticket is None:
-            try:
-                self._hand_over()
-                ticket = self._submission.submit(kind, key, payload, priority, 0.0, options, wait=False)
-            except Overloaded:
-                if ends_s is not None and loop.time() >= ends_s:
-                    raise
-                await asyncio.sleep(ROOM_POLL_S)
+
+        def submit() -> Ticket:
+            self._hand_over()
+            return self._submission.submit(kind, key, payload, priority, 0.0, options, wait=False)
+
+        ticket = await _in_room(submit, None if timeout_ns is None else timeout_ns / NS_PER_S)
         awaited = ticket._issued_by(self._issuer, AsyncTicket)  # noqa: SLF001 - of its own base
         if ticket.promises[0] is not None:
             await awaited.wait_durable()
@@ -331,16 +326,7 @@ class AsyncEngine:
         """As `Engine.submit_many`, in a thread. Cancelling it does not undo the submit."""
         pairs = list(operations)
         timeout_ns = self._submission.timeout_ns(timeout)
-        loop = asyncio.get_running_loop()
-        ends_s = None if timeout_ns is None else loop.time() + timeout_ns / NS_PER_S
-        while True:
-            try:
-                self._hand_over()
-                break
-            except Overloaded:
-                if ends_s is not None and loop.time() >= ends_s:
-                    raise
-            await asyncio.sleep(ROOM_POLL_S)
+        await _in_room(self._hand_over, None if timeout_ns is None else timeout_ns / NS_PER_S)
         return await asyncio.to_thread(
             self.engine.submit_many, kind, pairs, priority=priority, timeout=timeout
         )
@@ -452,13 +438,16 @@ class _Opening:
             ).start()
 
 
-async def _room(gathering: Gathering, timeout_s: float | None) -> None:
-    """Wait until more may be gathered. Raises Overloaded at the timeout."""
+async def _in_room(attempt: Callable[[], _T], timeout_s: float | None) -> _T:
+    """What `attempt` gives, once there is room for it. Raises its Overloaded at the timeout."""
     loop = asyncio.get_running_loop()
     ends_s = None if timeout_s is None else loop.time() + timeout_s
-    while (refusal := gathering.refusal) is not None:
-        if ends_s is not None and loop.time() >= ends_s:
-            raise refusal
+    while True:
+        try:
+            return attempt()
+        except Overloaded:
+            if ends_s is not None and loop.time() >= ends_s:
+                raise
         await asyncio.sleep(ROOM_POLL_S)
 
 

@@ -164,6 +164,11 @@ class Gathering:
         count = sum(map(len, self._sheaves))
         return self._refusal if self._bytes >= BYTES_MAX or count >= limits.FRAME_COUNT_MAX else None
 
+    def check(self) -> None:
+        """Raise the refusal, if there is one."""
+        if (refusal := self.refusal) is not None:
+            raise refusal
+
     @property
     def shortage(self) -> Overloaded | None:
         """Why something that was to be handed over waits for room; None where nothing waits."""

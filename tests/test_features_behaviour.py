@@ -11,6 +11,7 @@ import pytest
 import walbatch as wb
 from tests.memory import MemoryFileSystem, MemoryState
 from tests.support import FAST, QUICK_RETRY, Recorder, wait_until
+from walbatch.core.history import HISTORY
 from walbatch.runtime import overview
 
 SETTINGS = wb.Settings(segment_bytes=2**16, memory_bytes_max=2**20, timer_ms=1, checkpoint_ms=1)
@@ -230,7 +231,7 @@ def test_the_history_of_this_hour_is_shown_after_a_restart(
     with open_engine(fs, lanes) as engine:
         engine.submit_many("put", many(1_000))
         engine.flush(timeout=30)
-        wait_until(lambda: overview.HISTORY in fs.controllers, what="it is saved with the checkpoint")
+        wait_until(lambda: HISTORY in fs.controllers, what="it is saved with the checkpoint")
     with open_engine(fs, lanes) as engine:
         usual = engine.stats().lanes["put"]
     assert usual.batches == 0

@@ -115,6 +115,8 @@ def test_the_help_of_the_command_line_imports_no_more_than_its_commands() -> Non
     assert {"typer", "walbatch.cli.app"} <= found, "else this looks at the wrong thing"
     of_typer = {"typer", "click", "rich", "subprocess", "argparse"}
     assert among(found, NEVER_BY_AN_ENGINE - of_typer) == set()
+    of_an_engine = {"walbatch.engine", "walbatch.runtime", "walbatch.aio"}
+    assert among(found, of_an_engine) == set(), "a command that opens a store imports it then"
 
 
 # --- what can be used is what it was ---------------------------------------------------------------------------------

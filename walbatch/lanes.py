@@ -20,6 +20,7 @@ from walbatch.backends.urls import url_of
 from walbatch.config import Lane, Settings
 from walbatch.core.columns import decode_body
 from walbatch.core.frame import FrameError, FrameHeader, FrameType, SegmentHeader
+from walbatch.core.idempotency import OWN_PREFIX
 from walbatch.errors import ConfigError, CorruptionError, OperationTooLarge
 from walbatch.ports import Backend, FileSystem
 from walbatch.runtime.lane import LaneSetup
@@ -92,7 +93,7 @@ def make_options(
 ) -> Options:
     """The options of an operation, checked. Raises ConfigError; a deadline must lie ahead."""
     key = _to_bytes(kind, "idempotency_key", idempotency_key)
-    if len(key) > limits.IDEMPOTENCY_KEY_BYTES_MAX or key.startswith(b"\0"):
+    if len(key) > limits.IDEMPOTENCY_KEY_BYTES_MAX or key.startswith(OWN_PREFIX):
         raise ConfigError(
             f"lane {kind!r}: the idempotency key {key[:16]!r} must have at most {limits.IDEMPOTENCY_KEY_BYTES_MAX} bytes, and must "
             "not begin with a zero byte"

@@ -15,8 +15,7 @@ from tests.stores import TINY, flip, make_store, picture
 from tests.support import FAST
 from walbatch import limits
 from walbatch.core.controller import LatencyAimd
-from walbatch.core.history import History
-from walbatch.runtime.overview import HISTORY
+from walbatch.core.history import HISTORY, History
 from walbatch.storage.checkpoint import LmdbState
 from walbatch.storage.filesystem import RealFileSystem
 from walbatch.storage.layout import Layout, read_identity

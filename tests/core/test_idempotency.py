@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from walbatch.core.idempotency import STEPS, KeyWindow
+from walbatch.core.idempotency import OWN_PREFIX, STEPS, KeyWindow, requeue_key, requeued_lsn
 from walbatch.types import KeyUse
 
 HOUR = 3_600 * 10**9
@@ -230,3 +230,14 @@ def test_it_never_holds_more_than_it_may(uses: list[tuple[int, int]], count_max:
         assert len(keys) <= len(keys._order) <= count_max
         assert sum(count for _, count in keys._runs) == len(keys._order)
         assert [run[0] for run in keys._runs] == sorted(run[0] for run in keys._runs)
+
+
+@given(st.integers(1, 2**63 - 1))
+def test_the_key_of_a_dead_letter_that_is_submitted_again_tells_which_one_it_was(lsn: int) -> None:
+    assert requeue_key(lsn).startswith(OWN_PREFIX)
+    assert requeued_lsn(requeue_key(lsn)) == lsn
+
+
+@pytest.mark.parametrize("key", [b"", b"7", b"order-7", b"\0requeue ", b"\0requeue x", b"\0something else 7"])
+def test_no_other_key_is_taken_for_one_of_a_dead_letter(key: bytes) -> None:
+    assert requeued_lsn(key) == 0

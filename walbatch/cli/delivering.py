@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from walbatch.cli.output import Step
-from walbatch.engine import Engine
 from walbatch.errors import BackendError, ResultTimeout
 from walbatch.inspection import look, passes_over
+
+if TYPE_CHECKING:
+    from walbatch.engine import Engine
 
 POLL_S = 0.2
 STOP_S = 5.0

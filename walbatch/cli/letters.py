@@ -9,17 +9,17 @@ import contextlib
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+import walbatch
 from walbatch.cli.delivering import Patience, deliver
 from walbatch.cli.exits import Exit, explain, guarded
 from walbatch.cli.lanes import build_lanes, check_known, check_lane, parse_lanes
 from walbatch.cli.looking import JsonOption, StoreArgument
 from walbatch.cli.output import bytes_field, count_text, json_text, progress_bar, show_json, size_text
 from walbatch.config import Lane
-from walbatch.engine import REQUEUE_PREFIX, Engine
 from walbatch.errors import ConfigError, CorruptionError, UnsupportedFormat
 from walbatch.inspection import (
     OWN_PREFIX,
@@ -29,8 +29,12 @@ from walbatch.inspection import (
     look,
     operations,
     remembered_lanes,
+    requeue_key,
 )
 from walbatch.types import DeadLetter
+
+if TYPE_CHECKING:
+    from walbatch.engine import Engine
 
 SHOWN_BYTES: Final = 400
 """Of a payload, for people."""
@@ -282,7 +286,7 @@ def _of_lane(store: str, lane: str | None) -> tuple[list[DeadLetter], Sequence[s
 
 def _requeued(store: str, lsns: Collection[int]) -> str:
     """What became of the letters among `lsns` that were submitted again, as far as the log still holds that."""
-    keys = {REQUEUE_PREFIX + b"%d" % lsn: lsn for lsn in lsns}
+    keys = {requeue_key(lsn): lsn for lsn in lsns}
     with contextlib.suppress(CorruptionError, UnsupportedFormat):
         for operation in operations(store):
             lsn = keys.get(operation.options.idempotency_key)
@@ -298,7 +302,7 @@ def _requeued(store: str, lsns: Collection[int]) -> str:
 
 def _opened(store: str, lanes: dict[str, Lane]) -> Engine:
     find_store(store)  # opening would make one
-    return Engine.open(store, lanes=lanes)
+    return walbatch.Engine.open(store, lanes=lanes)
 
 
 def _steps(store: str, held: Sequence[str], errors: dict[str, str], *, dead: int) -> Iterator[str]:

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
+import walbatch
 from walbatch.cli.delivering import Delivered, Patience, deliver
 from walbatch.cli.exits import Exit, exit_code, explain
 from walbatch.cli.lanes import build_lanes, check_known, check_shards, name_one, parse_lanes
 from walbatch.cli.output import count_text, progress_bar, show_json, size_text
 from walbatch.config import Lane
-from walbatch.engine import Engine
 from walbatch.errors import ConfigError, CorruptionError
 from walbatch.inspection import LaneReport, StoreReport, dead_letters, look, remembered_lanes
 from walbatch.salvage import Salvage, salvage_store
@@ -141,7 +141,7 @@ def _deliver(
 ) -> Delivered:
     """Open the store, which carries out the recovery, and deliver what has a backend."""
     served = sum(report.pending or 0 for kind, report in found.lanes.items() if _has_backend(lanes, kind))
-    engine = Engine.open(store, lanes=lanes)
+    engine = walbatch.Engine.open(store, lanes=lanes)
     with progress_bar("delivering", hidden=hidden or not served) as step:
         return deliver(engine, served=served, patience=patience, step=step)
 

@@ -13,10 +13,11 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
+import walbatch
 from walbatch import limits
 from walbatch.cli.delivering import Patience, deliver
 from walbatch.cli.exits import Exit
@@ -24,10 +25,12 @@ from walbatch.cli.lanes import build_lanes, check_lane, parse_lanes
 from walbatch.cli.looking import JsonOption, StoreArgument
 from walbatch.cli.output import Step, bytes_field, count_text, json_text, progress_bar, show_json
 from walbatch.config import Lane
-from walbatch.engine import Engine
 from walbatch.errors import ConfigError, DurabilityUnknown, WalbatchError
 from walbatch.inspection import look, operations, remembered_lanes
 from walbatch.types import PRIORITY_MAX, PRIORITY_NORMAL
+
+if TYPE_CHECKING:
+    from walbatch.engine import Engine
 
 GROUP_COUNT = 1000
 """Operations that share a commit group while loading."""
@@ -150,7 +153,7 @@ def load(
         lines = _Lines(file)
         groups = groups_of(lines)
         first = list(islice(groups, 1))  # a source that is wrong from the start makes no store
-        engine = Engine.open(store, lanes=lanes)
+        engine = walbatch.Engine.open(store, lanes=lanes)
         if not drain:
             for name in lanes:
                 engine.pause(name)

@@ -18,6 +18,8 @@ from typing import Final, Self
 
 from walbatch.limits import KIND_BYTES_MAX, KINDS_MAX
 
+HISTORY: Final = ("\0history", 0)
+"""Where the history is kept among the snapshots of controllers: no lane has such a name."""
 HISTORY_BYTES_MAX: Final = 16 * 1024
 
 HOURS: Final = 24

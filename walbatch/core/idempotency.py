@@ -25,6 +25,23 @@ STEPS: Final = 1_024
 for times, whatever the number of keys."""
 
 
+OWN_PREFIX: Final = b"\0"
+"""Of the keys that are the engine's own. No user's begins like that."""
+
+REQUEUE_PREFIX: Final = OWN_PREFIX + b"requeue "
+
+
+def requeue_key(lsn: int) -> bytes:
+    """The key under which the dead letter of `lsn` is submitted again."""
+    return REQUEUE_PREFIX + b"%d" % lsn
+
+
+def requeued_lsn(key: bytes) -> int:
+    """The LSN of the dead letter that was submitted again under `key`; 0 if that is no such key."""
+    number = key.removeprefix(REQUEUE_PREFIX)
+    return int(number) if key.startswith(REQUEUE_PREFIX) and number.isdigit() else 0
+
+
 class KeyWindow:
     """The keys of one store. Not thread-safe: its owner locks.
 

@@ -6,7 +6,6 @@
 
 from walbatch.engine.assembly import Environment
 from walbatch.engine.engine import Engine
-from walbatch.engine.requeueing import REQUEUE_PREFIX
 from walbatch.engine.submission import FROM_SETTINGS, Payload
 
-__all__ = ["FROM_SETTINGS", "REQUEUE_PREFIX", "Engine", "Environment", "Payload"]
+__all__ = ["FROM_SETTINGS", "Engine", "Environment", "Payload"]

@@ -14,6 +14,7 @@ from functools import partial
 from walbatch import limits
 from walbatch.config import NS_PER_MS, NS_PER_S, Lane, Settings
 from walbatch.core.history import History
+from walbatch.core.idempotency import requeued_lsn
 from walbatch.core.pressure import Pressure
 from walbatch.errors import EngineClosed, StorageError, WalbatchError
 from walbatch.lanes import await_end, close_backends, trimmed_count
@@ -24,7 +25,7 @@ from walbatch.runtime.committer import CommitSettings, Committer
 from walbatch.runtime.dispatcher import Dispatcher, DispatchSettings
 from walbatch.runtime.identities import KeyIndex
 from walbatch.runtime.lane import LaneSetup
-from walbatch.runtime.letters import DeadLetters, LetterSettings, requeued_lsn
+from walbatch.runtime.letters import DeadLetters, LetterSettings
 from walbatch.runtime.promises import LOGGED
 from walbatch.storage.checkpoint import LmdbState
 from walbatch.storage.filesystem import RealFileSystem

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from walbatch import limits
 from walbatch.config import NS_PER_S, Lane, Settings
-from walbatch.core.history import History
+from walbatch.core.history import HISTORY, History
 from walbatch.engine.assembly import Assembly, Environment
 from walbatch.engine.requeueing import without_requeued
 from walbatch.lanes import (
@@ -26,7 +26,6 @@ from walbatch.lanes import (
 )
 from walbatch.ports import Backend, StateStore
 from walbatch.runtime.identities import KeyIndex
-from walbatch.runtime.overview import HISTORY
 from walbatch.storage.dropped import noted_lanes
 from walbatch.storage.layout import Layout
 from walbatch.storage.log import Log, LogSettings

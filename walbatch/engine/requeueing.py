@@ -13,14 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from walbatch.config import Lane
+from walbatch.core.idempotency import requeue_key
 from walbatch.engine.submission import Submission
 from walbatch.errors import StorageError
 from walbatch.ports import StateStore
 from walbatch.runtime.identities import KeyIndex
-from walbatch.runtime.letters import REQUEUE_PREFIX, DeadLetters, requeue_key
+from walbatch.runtime.letters import DeadLetters
 from walbatch.types import DeadLetter, Durability
-
-__all__ = ["REQUEUE_PREFIX", "can_requeue", "requeue", "without_requeued"]
 
 
 def can_requeue(letter: DeadLetter, lanes: Mapping[str, Lane]) -> bool:

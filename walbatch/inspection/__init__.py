@@ -4,7 +4,8 @@ What is not here: anything that writes. All functions work on a live store.
 """
 
 from walbatch.core.history import Expectation
-from walbatch.inspection.kept import OWN_PREFIX, damaged_letters, dead_letters, kept, passes_over
+from walbatch.core.idempotency import OWN_PREFIX, requeue_key
+from walbatch.inspection.kept import damaged_letters, dead_letters, kept, passes_over
 from walbatch.inspection.logged import operations
 from walbatch.inspection.looking import find_store, list_names, look, remembered_lanes
 from walbatch.inspection.reports import (
@@ -38,4 +39,5 @@ __all__ = [
     "operations",
     "passes_over",
     "remembered_lanes",
+    "requeue_key",
 ]

@@ -12,28 +12,24 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from walbatch.core.controller import ControllerState, FixedSize, LatencyAimd
 from walbatch.core.frame import SEGMENT_OPTIONS
-from walbatch.core.history import Expectation, History
+from walbatch.core.history import HISTORY, Expectation, History
+from walbatch.core.idempotency import OWN_PREFIX, requeue_key
 from walbatch.core.recovery import IdentityState, make_plan
 from walbatch.core.surface import ResponseSurface
-from walbatch.engine import REQUEUE_PREFIX
 from walbatch.errors import CorruptionError, UnsupportedFormat
 from walbatch.inspection.logged import segment_operations
 from walbatch.inspection.looking import find_store
 from walbatch.inspection.reports import Count, KeptReport
-from walbatch.runtime.overview import HISTORY
 from walbatch.storage.checkpoint import LmdbState
 from walbatch.storage.filesystem import RealFileSystem
 from walbatch.storage.layout import Layout, read_identity
 from walbatch.storage.observation import NOTHING_SETTLED, observe, read_beside
 from walbatch.storage.store import raise_refusal, storage_errors
 from walbatch.types import DeadLetter
-
-OWN_PREFIX: Final = b"\0"
-"""Of the idempotency keys and of the lanes that are the engine's own. No user's begin like that."""
 
 _Kept = TypeVar("_Kept")
 
@@ -147,9 +143,7 @@ def _without_requeued(layout: Layout, found: _Letters) -> list[DeadLetter]:
     if not found.letters:
         return []
     own = found.own_keys | _own_keys_in_log(layout, found.keys_lsn)
-    return [
-        letter for letter in found.letters if (letter.lane, REQUEUE_PREFIX + b"%d" % letter.lsn) not in own
-    ]
+    return [letter for letter in found.letters if (letter.lane, requeue_key(letter.lsn)) not in own]
 
 
 def _own_keys_in_log(layout: Layout, above_lsn: int) -> frozenset[tuple[str, bytes]]:

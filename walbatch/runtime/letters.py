@@ -13,7 +13,6 @@ import contextlib
 import errno
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from walbatch import limits
 from walbatch.errors import StorageError
@@ -28,21 +27,6 @@ class LetterSettings:
     count_max: int
     bytes_max: int
     age_ns: int | None
-
-
-REQUEUE_PREFIX: Final = b"\0requeue "
-"""Of the idempotency keys under which dead letters are submitted again. No user's key begins with a zero byte."""
-
-
-def requeue_key(lsn: int) -> bytes:
-    """The idempotency key under which the dead letter of `lsn` is submitted again."""
-    return REQUEUE_PREFIX + b"%d" % lsn
-
-
-def requeued_lsn(key: bytes) -> int:
-    """The LSN of the dead letter that was submitted again under `key`; 0 if that is no such key."""
-    number = key.removeprefix(REQUEUE_PREFIX)
-    return int(number) if key.startswith(REQUEUE_PREFIX) and number.isdigit() else 0
 
 
 def letter_bytes(letter: DeadLetter) -> int:

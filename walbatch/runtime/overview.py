@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from walbatch.core.health import LaneFacts, ShardFacts
-from walbatch.core.history import History
+from walbatch.core.history import HISTORY, History
 from walbatch.core.statistics import batch_stats
 from walbatch.ports import Clock, Condition
 from walbatch.runtime.calls import Calls
@@ -20,8 +20,6 @@ from walbatch.runtime.report import Report, lane_stats
 from walbatch.runtime.watch import Watch
 from walbatch.types import LaneMark
 
-HISTORY: Final = ("\0history", 0)
-"""Where the history is kept among the snapshots of controllers: no lane has such a name."""
 SNAPSHOT_NS: Final = 10_000_000_000
 """How often what the size controllers have learnt goes to state/."""
 

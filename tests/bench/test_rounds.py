@@ -13,8 +13,9 @@ import pytest
 import walbatch as wb
 from tests.bench.tiny import ALWAYS, COUNTS, TINY, bench
 from walbatch.bench import catalogue, payloads
+from walbatch.bench import place as places
 from walbatch.bench.embedded import Sqlite
-from walbatch.bench.place import check_disk, file_system, work_place
+from walbatch.bench.place import Place, check_disk, file_system, work_place
 from walbatch.bench.profile import FULL, QUICK, Profile
 from walbatch.bench.results import Results
 from walbatch.bench.rounds import NAMES, check_names
@@ -224,3 +225,21 @@ def test_a_scaled_profile_has_so_many_times_the_operations() -> None:
     assert double.counts["w3"] == QUICK.counts["w3"] * 2
     assert (double.group_count, double.threads) == (1_000, 32)
     assert FULL.with_rounds(3).rounds == 3
+
+
+@pytest.mark.parametrize(("free_mib", "expected_mib"), [(100, 3), (8, 2)])
+def test_memory_is_touched_before_and_the_disk_is_not_filled_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_mib: int, expected_mib: int
+) -> None:
+    sizes: list[int] = []
+    real = places.remove
+
+    def seen(folder: Path) -> None:
+        sizes.extend(file.stat().st_size for file in folder.iterdir())
+        real(folder)
+
+    monkeypatch.setattr(places, "remove", seen)
+    monkeypatch.setattr(Place, "free_bytes", lambda _: free_mib * 2**20)
+    Place(tmp_path).warm_page_cache(3 * 2**20)
+    assert sizes == [expected_mib * 2**20]
+    assert list(tmp_path.iterdir()) == []

@@ -33,11 +33,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from walbatch.bench.place import work_place
+
 MIB: Final = 2**20
 GROUP_BYTES_MAX: Final = 4 * MIB
 """Payloads of one call of submit_many: larger ones come in smaller groups, as a program with such payloads would do it."""
 TOTAL_BYTES_MAX: Final = 128 * MIB
 """Payloads of a point, where their size is what changes."""
+WARM_BYTES: Final = 2**31
+"""Of the page cache, touched before anything is measured: see `walbatch.bench.place`."""
 DISTINCT: Final = 0
 STEEP: Final = 0.2
 """How far above that of a linear growth an exponent must be to be marked."""
@@ -402,10 +406,15 @@ def main(arguments: Iterable[str] | None = None) -> None:
     if chosen.source is not None:
         found = from_json(chosen.source.read_text(encoding="utf-8"))
     else:
+        folder = chosen.dir or Path(tempfile.gettempdir())
+        with work_place(folder) as place:
+            place.warm_page_cache(0 if chosen.quick else WARM_BYTES)
         found = measure_all(
-            wanted, rounds=chosen.rounds or (1 if chosen.quick else 3), budget_s=chosen.minutes * 60,
-            folder=chosen.dir or Path(tempfile.gettempdir()),
-        )  # fmt: skip
+            wanted,
+            rounds=chosen.rounds or (1 if chosen.quick else 3),
+            budget_s=chosen.minutes * 60,
+            folder=folder,
+        )
     print("\n".join(table(found, all_curves)))
     if chosen.json is not None:
         chosen.json.write_text(as_json(found, quick=chosen.quick), encoding="utf-8")

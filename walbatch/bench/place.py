@@ -14,6 +14,7 @@ import walbatch as wb
 
 MEMORY: Final = frozenset({"tmpfs", "ramfs", "devtmpfs"})
 """File systems that have nothing to sync to."""
+_BLOCK_BYTES: Final = 2**20
 
 
 def file_system(path: Path) -> str:
@@ -64,6 +65,17 @@ class Place:
     def free_bytes(self) -> int:
         """Of the disk."""
         return shutil.disk_usage(self.root).free
+
+    def warm_page_cache(self, size: int) -> None:
+        """Let the page cache have so many bytes of memory, at most a quarter of what the disk has room for, and give them back.
+
+        A virtual machine gets its memory from its host when it is first touched. Whoever is measured at that moment pays ten times
+        what a write to the page cache costs otherwise.
+        """
+        block = bytes(_BLOCK_BYTES)
+        with self.passing() as folder, (folder / "warm").open("wb", buffering=0) as file:
+            for _ in range(min(size, self.free_bytes() // 4) // len(block)):
+                file.write(block)
 
 
 def remove(folder: Path) -> None:

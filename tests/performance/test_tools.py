@@ -73,6 +73,16 @@ def test_what_grows_faster_than_linear_is_marked() -> None:
     assert ["!" in line for line in growth.table(of_payloads, wanted)][2:] == [False, False, True]
 
 
+def test_the_page_has_a_place_for_the_tables_and_keeps_all_else() -> None:
+    page = growth.DOCUMENT.read_text(encoding="utf-8")
+    once = growth.filled(page, ["", "a table"])
+    assert once.count("```text\na table\n```\n<!-- end of growth -->") == 1
+    assert growth.filled(once, ["", "a table"]) == once
+    before, _, rest = page.partition("<!-- growth -->")
+    assert once.startswith(before)
+    assert once.endswith(rest.partition("<!-- end of growth -->")[2])
+
+
 def test_measurements_survive_their_json() -> None:
     found: Found = {"keys": {1: [ONE, ONE], 10: [ONE]}}
     assert growth.from_json(growth.as_json(found, quick=True)) == found

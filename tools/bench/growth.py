@@ -8,7 +8,8 @@ that what else the machine does falls on all of them; medians are shown.
 What is told beside each point is the exponent of the law that leads to it from the one before: cost of an operation ~ x^e. The
 whole is linear where e is 0 (of payloads: 1), and quadratic one above that. What is steeper than linear is marked.
 
-`--json FILE` keeps all measurements, `--plots FOLDER` draws them (needs matplotlib), `--from FILE` draws or shows old ones.
+`--json FILE` keeps all measurements, `--plots FOLDER` draws them (needs matplotlib), `--from FILE` draws or shows old ones, and
+`--write` puts the tables into docs/performance.md.
 Figures depend on the machine and its disk; `--dir` says on which.
 """
 
@@ -40,6 +41,8 @@ GROUP_BYTES_MAX: Final = 4 * MIB
 """Payloads of one call of submit_many: larger ones come in smaller groups, as a program with such payloads would do it."""
 TOTAL_BYTES_MAX: Final = 128 * MIB
 """Payloads of a point, where their size is what changes."""
+DOCUMENT: Final = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
+MARKED: Final = re.compile(r"(?P<start><!-- growth -->\n).*?(?P<end><!-- end of growth -->)", re.DOTALL)
 WARM_BYTES: Final = 2**31
 """Of the page cache, touched before anything is measured: see `walbatch.bench.place`."""
 DISTINCT: Final = 0
@@ -279,6 +282,12 @@ def table(found: Found, wanted: Mapping[str, Curve]) -> Iterator[str]:
             )
 
 
+def filled(text: str, lines: Iterable[str]) -> str:
+    """The text of a page with these lines between its marks."""
+    shown = "\n".join(["```text", *lines, "```"]).replace("```text\n\n", "```text\n")
+    return MARKED.sub(lambda match: f"{match['start']}{shown}\n{match['end']}", text)
+
+
 def _power(exponent: float | None, linear: float) -> str:
     if exponent is None:
         return ""
@@ -393,6 +402,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument(
         "--from", dest="source", type=Path, default=None, metavar="FILE", help="measure nothing: read this"
     )
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
     parser.add_argument("--point", default=None, help=argparse.SUPPRESS)
     chosen = parser.parse_args(None if arguments is None else list(arguments))
     if chosen.point is not None:
@@ -416,6 +426,10 @@ def main(arguments: Iterable[str] | None = None) -> None:
             folder=folder,
         )
     print("\n".join(table(found, all_curves)))
+    if chosen.write:
+        DOCUMENT.write_text(
+            filled(DOCUMENT.read_text(encoding="utf-8"), table(found, all_curves)), encoding="utf-8"
+        )
     if chosen.json is not None:
         chosen.json.write_text(as_json(found, quick=chosen.quick), encoding="utf-8")
     if chosen.plots is not None:

@@ -123,7 +123,8 @@ class RecentHistogram:
 
     def add(self, value: int, *, now_ns: int) -> None:
         """Count `value`."""
-        self._turn(now_ns)
+        if now_ns - self._began_ns >= self._window_ns:
+            self._turn(now_ns)
         self._newer.add(value)
 
     def whole(self, *, now_ns: int) -> Histogram:

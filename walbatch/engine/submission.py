@@ -126,19 +126,18 @@ class Submission:
         if intake.durability is Durability.NONE:
             return self._submit_unlogged(intake, shard, key, payload, priority, timeout_ns, options)
 
-        def submit(register: Callable[[int, Fate], None] | None) -> tuple[int, Fate]:
-            return self.committer.submit(
-                intake.index, shard, (key,), (payload,), priority, len(key) + len(payload), options=options,
-                needs_sync=synced or intake.durability is Durability.SYNC, timeout_ns=timeout_ns, wait=wait, register=register,
-            )  # fmt: skip
-
-        if options is NO_OPTIONS:
-            lsn, fate = submit(None)
-            return Ticket(intake.issuer, lsn, fate, lsn)
+        needs_sync = synced or intake.durability is Durability.SYNC
         if options.idempotency_key:
+            submit = partial(
+                self.committer.submit, intake.index, shard, (key,), (payload,), priority, len(key) + len(payload), options=options,
+                needs_sync=needs_sync, timeout_ns=timeout_ns, wait=wait,
+            )  # fmt: skip
             waits_ns = timeout_ns if wait else 0
             return self._submit_once(intake, options.idempotency_key, submit, wait=wait, timeout_ns=waits_ns)
-        lsn, fate = submit(None)
+        lsn, fate = self.committer.submit(
+            intake.index, shard, (key,), (payload,), priority, len(key) + len(payload), options=options,
+            needs_sync=needs_sync, timeout_ns=timeout_ns, wait=wait,
+        )  # fmt: skip
         return Ticket(self._issuer(intake, options), lsn, fate, lsn)
 
     def _submit_unlogged(
@@ -187,8 +186,7 @@ class Submission:
         return range(lsn, lsn + count)
 
     def _submit_once(
-        self, intake: Intake, key: bytes, submit: Callable[[Callable[[int, Fate], None]], tuple[int, Fate]], *, wait: bool,
-        timeout_ns: int | None,
+        self, intake: Intake, key: bytes, submit: Callable[..., tuple[int, Fate]], *, wait: bool, timeout_ns: int | None
     ) -> Ticket:  # fmt: skip
         """Submit unless the idempotency key was used: then a ticket of the operation that used it."""
         clock, kind = self._clock, intake.name
@@ -199,7 +197,7 @@ class Submission:
                 self._keys.use(kind, key, lsn, clock.wall_ns(), fate)
 
             try:
-                lsn, fate = submit(register)
+                lsn, fate = submit(register=register)
             finally:
                 self._keys.release(kind, key)
             return Ticket(intake.issuer, lsn, fate, lsn)

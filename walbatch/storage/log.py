@@ -186,8 +186,10 @@ class Log:
             len(keys) == 1 and not options and len(kinds) == 1
             and (compress_bytes_min is None or len(keys[0]) + len(payloads[0]) + ONE_BYTES_MAX < compress_bytes_min)
         ):  # fmt: skip
-            body = encode_one((kinds[0],), priorities[0], keys[0], payloads[0])
+            priority, counts = priorities[0], {kinds[0]: 1}
+            body = encode_one((kinds[0],), priority, keys[0], payloads[0])
         else:
+            priority, counts = highest(priorities), kind_counts(kinds, kind_indexes)
             body = encode_body(
                 Columns(
                     kinds=tuple(kinds), kind_indexes=kind_indexes, priorities=priorities, keys=keys, payloads=payloads,
@@ -206,7 +208,7 @@ class Log:
         self._unsynced = True
         offset = self._active.append(
             body, type=FrameType.OPERATIONS, first_lsn=first_lsn, span=body.count, synced_lsn=synced_lsn,
-            wall_ns=self._clock.wall_ns(), kind_counts=kind_counts(kinds, kind_indexes), priority=highest(priorities),
+            wall_ns=self._clock.wall_ns(), kind_counts=counts, priority=priority,
         )  # fmt: skip
         return Position(number, offset)
 

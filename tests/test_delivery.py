@@ -275,6 +275,67 @@ def test_without_room_for_dead_letters_operations_wait_and_health_says_so(fs: Me
         assert engine.stats().dead == 2
 
 
+class RefusesFirsts:
+    """Keeps the last payload of each key, and refuses those that begin with "first", as long as it is told to."""
+
+    def __init__(self) -> None:
+        self.refuses = True
+        self.rows: dict[bytes, bytes] = {}
+
+    def apply(self, batch: wb.Batch) -> Any:
+        outcomes: list[Any] = []
+        for operation in batch:
+            if self.refuses and operation.payload.startswith(b"first"):
+                outcomes.append(wb.Rejected("not now"))
+            else:
+                self.rows[operation.key] = operation.payload
+                outcomes.append(wb.Applied())
+        return outcomes
+
+
+@pytest.mark.parametrize("order", ["key", "shard"])
+def test_what_was_refused_and_overtaken_never_comes_back_although_too_much_is_refused(
+    fs: MemoryFileSystem, order: str
+) -> None:
+    backend = RefusesFirsts()
+    retry = wb.RetryPolicy(base_s=0.001, ceiling_s=0.002, breaker_s=3600, breaker_s_max=3600)
+    with open_engine(put(backend, trigger=wb.Trigger(count=50), retry=retry, order=order), fs) as engine:
+        keys = [b"%d" % number for number in range(25)]
+        lsns = engine.submit_many(
+            "put", [*((key, b"first") for key in keys), *((key, b"second") for key in keys)]
+        )
+        wait_until(lambda: engine.stats().lanes["put"].breaker == "open", what="too much is refused")
+        wait_until(lambda: engine.stats().dead == 25, what="what was overtaken is given up all the same")
+        assert {engine.status(lsn) for lsn in lsns[:25]} == {wb.OperationStatus.DEAD}
+        assert {engine.status(lsn) for lsn in lsns[25:]} == {wb.OperationStatus.APPLIED}
+        check_identity(engine)
+    assert set(backend.rows.values()) == {b"second"}
+
+
+def test_what_was_refused_and_overtaken_waits_for_room_among_the_dead_letters_and_holds_up_its_key(
+    fs: MemoryFileSystem,
+) -> None:
+    backend = RefusesFirsts()
+    settings = wb.Settings(segment_bytes=2**16, timer_ms=1, checkpoint_ms=1, dead_letters_max=1)
+    with open_engine(put(backend, trigger=wb.Trigger(count=1)), fs, settings=settings) as engine:
+        engine.submit("put", key=b"z", payload=b"first")
+        engine.flush(timeout=30)
+        engine.configure("put", trigger=wb.Trigger(count=3))
+        lsns = engine.submit_many("put", [(b"k", b"first"), (b"k", b"second"), (b"l", b"1")])
+        shard = engine._dispatcher.lanes[0].shards[0]
+        wait_until(lambda: bool(shard.unburied), what="there was no room for it")
+        backend.refuses = False
+        third = engine.submit("put", key=b"k", payload=b"third")
+        assert backend.rows == {b"k": b"second", b"l": b"1"}
+        assert engine.status(lsns[0]) is not wb.OperationStatus.APPLIED
+        engine.drop([1])
+        engine.flush(timeout=30)
+        assert third.done
+        assert backend.rows[b"k"] == b"third"
+        assert engine.status(lsns[0]) is wb.OperationStatus.DEAD
+        check_identity(engine)
+
+
 # --- deadlines and delays --------------------------------------------------------------------------------------------
 
 

@@ -183,6 +183,8 @@ class RetryPolicy:
       split, a timeout or a throttled batch is nobody's own fault.
     - `batch_retries`: how often a batch that failed for no stated reason is tried whole before it is split.
     - `budget`: retries of batches per batch that succeeds, over the lane; beyond it a retry waits for the ceiling.
+    - `deaths_share_max`: the part of the last hundred settled operations of a shard that may become dead letters. Beyond it the
+      backend is more likely to be wrong than they are: its breaker opens, and they are tried again. 1: whatever dies, dies.
     - `breaker_failures` in a row (or half of the last twenty batches of a shard) open its breaker, for `breaker_s` at first and
       `breaker_s_max` at most.
 
@@ -194,6 +196,7 @@ class RetryPolicy:
     attempts: int | None = 10
     batch_retries: int = 3
     budget: float = 0.2
+    deaths_share_max: float = 0.2
     breaker_failures: int = 5
     breaker_s: float = 1.0
     breaker_s_max: float = 60.0
@@ -206,6 +209,7 @@ class RetryPolicy:
             _check_int(problems, "RetryPolicy.attempts", self.attempts, 1, 1_000_000)
         _check_int(problems, "RetryPolicy.batch_retries", self.batch_retries, 0, 1_000)
         _check(problems, "RetryPolicy.budget", self.budget, 0.0, 1_000)
+        _check(problems, "RetryPolicy.deaths_share_max", self.deaths_share_max, 0.01, 1)
         _check_int(problems, "RetryPolicy.breaker_failures", self.breaker_failures, 1, 1_000_000)
         _check(problems, "RetryPolicy.breaker_s", self.breaker_s, 0.0001, 3600, " s")
         _check(problems, "RetryPolicy.breaker_s_max", self.breaker_s_max, 0.0001, 3600, " s")
@@ -263,6 +267,7 @@ class Lane:
     - `timeout_s` bounds a call of `apply`; `overdue` says what happens then: "retry" or "wait"; None: "retry" where nothing can be
       overtaken by the call that was given up (a transactional backend, order "none"), else "wait".
     - `cost` of an operation and `batch_cost`, what a batch may cost at most, bound the count.
+    - `moved_from`: the URL of the backend before this one, to be left although operations are pending for it.
     """
 
     backend: Any = None
@@ -279,6 +284,7 @@ class Lane:
     overdue: str | Overdue | None = field(default=None, kw_only=True)
     cost: Cost | None = field(default=None, kw_only=True)
     batch_cost: Cost | None = field(default=None, kw_only=True)
+    moved_from: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         problems: list[str] = []
@@ -373,7 +379,7 @@ class Lane:
 
 _LANE_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     "trigger": (Trigger,), "retry": (RetryPolicy,), "controller": (Fixed, Aimd, Adaptive, type(None)),
-    "cost": (Cost, type(None)), "batch_cost": (Cost, type(None)),
+    "cost": (Cost, type(None)), "batch_cost": (Cost, type(None)), "moved_from": (str, type(None)),
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from walbatch.cli import main
 ROOT = Path(__file__).resolve().parents[2]
 CODE = "from walbatch.cli import main; main()"
 CODE_AS = """
-import contextlib, io, os, sys, walbatch.backends.lmdb, walbatch.cli.app
+import contextlib, io, os, sys, walbatch.backends.lmdb, walbatch.cli.app, walbatch.engine
 for name in ("recover", "verify", "inspect", "stats", "dump", "load", "dlq list"):
     with contextlib.redirect_stderr(io.StringIO()):
         walbatch.cli.app.app([*name.split(), "/proc/nowhere"], standalone_mode=False)

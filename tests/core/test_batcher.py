@@ -418,7 +418,13 @@ class QueueMachine(RuleBasedStateMachine):
         }  # fmt: skip
         failures = self.queue.failures
         gone = [*verdict.applied, *buried]
-        self.queue.partly(flight.number, settled=gone, retry_at_ns=waits)
+        some = st.sets(st.sampled_from(gone)) if gone else st.just(set[int]())
+        out: set[int] = data.draw(some)
+        gone = [index for index in gone if index not in out]
+        self.queue.partly(flight.number, settled=gone, retry_at_ns=waits, out=out)
+        for index in out:
+            self.count_max.pop(entries[index][0], None)
+            self.expired[entries[index][0]] = entries[index]
         left = [entries[index] for index in waits]
         for e in left:
             self.count_max.pop(e[0], None)  # it was answered for, so it was not too large
@@ -728,6 +734,34 @@ def test_an_operation_that_failed_alone_can_be_hurried() -> None:
     assert due(queue, 100, draining=True) is None
     queue.hurry(100)
     assert lsns(cut(queue, 100, draining=True).entries) == [1]
+
+
+@pytest.mark.parametrize("order", [Order.KEY, Order.SHARD])
+def test_what_is_out_after_an_answer_counts_and_holds_up_its_key_until_it_is_dropped(order: Order) -> None:
+    queue = queue_of(order)
+    push(queue, b"a", b"b", b"a")
+    flight = cut(queue, draining=True)
+    queue.partly(flight.number, settled=[1, 2], retry_at_ns={}, out=[0])
+    assert (len(queue), queue.ready, queue.failures) == (1, 0, 0)
+    queue.push(entry(4, b"a"))
+    queue.push(entry(5, b"b"))
+    if order is Order.KEY:
+        other = cut(queue, draining=True)
+        assert lsns(other.entries) == [5]
+        queue.finish(other.number)
+    assert due(queue, draining=True) is None
+    queue.drop([1])
+    assert lsns(cut(queue, draining=True).entries) == ([4] if order is Order.KEY else [4, 5])
+
+
+def test_nothing_of_a_batch_may_be_out_and_something_else() -> None:
+    queue = queue_of()
+    push(queue, b"a", b"b")
+    number = cut(queue, draining=True).number
+    with pytest.raises(AssertionError):
+        queue.partly(number, settled=[0, 1], retry_at_ns={}, out=[0])
+    with pytest.raises(AssertionError):
+        queue.partly(number, settled=[0], retry_at_ns={1: 5}, out=[1])
 
 
 def test_a_failure_without_order_holds_up_only_its_operations() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from walbatch.core.breaker import DEATHS_SHARE, RECENT_COUNT, SETTLED_COUNT, Breaker, BreakerState
+from walbatch.core.breaker import DEATHS_SHARE_MAX, RECENT_COUNT, SETTLED_COUNT, Breaker, BreakerState
 
 S = 1_000_000_000
 
@@ -198,17 +198,31 @@ def test_a_shard_that_asks_first_never_buries_more_than_a_fifth(batches: list[tu
         settled += [False] * applied + [True] * dead
         window = settled[-SETTLED_COUNT:]
         if dead and len(window) >= 20:
-            assert window.count(True) * DEATHS_SHARE <= len(window)
+            assert window.count(True) <= DEATHS_SHARE_MAX * len(window)
+
+
+@pytest.mark.parametrize(("share", "dying"), [(0.01, 1), (0.2, 20), (0.5, 50), (0.99, 99)])
+def test_the_share_that_may_die_can_be_set(share: float, dying: int) -> None:
+    breaker = Breaker(failures_max=5, open_ns=S, open_ns_max=S, deaths_share_max=share)
+    assert not breaker.too_many_deaths(dying, applied=100 - dying)
+    assert breaker.too_many_deaths(dying + 1, applied=99 - dying)
+
+
+def test_where_all_may_die_there_are_never_too_many() -> None:
+    breaker = Breaker(failures_max=5, open_ns=S, open_ns_max=S, deaths_share_max=1)
+    breaker.settled(applied=0, dead=1_000)
+    assert not breaker.too_many_deaths(1_000)
+    assert not breaker.too_many_deaths(1_000, guessed=True)
 
 
 def test_other_limits_change_nothing_of_what_it_has_seen() -> None:
     breaker = breaker_of(failures_max=5)
     record(breaker, "----")
-    breaker.adjust(failures_max=5, open_ns=7 * S, open_ns_max=7 * S)
+    breaker.adjust(failures_max=5, open_ns=7 * S, open_ns_max=7 * S, deaths_share_max=0.5)
     assert breaker.state is BreakerState.CLOSED
     record(breaker, "-")
     assert (breaker.state, breaker.reopens_at_ns) == (BreakerState.OPEN, 7 * S)
-    breaker.adjust(failures_max=100, open_ns=1, open_ns_max=1)
+    breaker.adjust(failures_max=100, open_ns=1, open_ns_max=1, deaths_share_max=1)
     assert (breaker.state, breaker.reopens_at_ns) == (BreakerState.OPEN, 7 * S)
 
 

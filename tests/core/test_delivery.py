@@ -30,6 +30,7 @@ from walbatch.core.delivery import (
     backoff_ns,
     classify,
     judge,
+    overtaken,
     recourse,
     results_of,
 )
@@ -145,6 +146,20 @@ def test_what_the_backend_says_of_an_operation_after_a_failed_one_of_its_key_doe
 def test_what_comes_after_a_rejected_operation_goes_on(order: Order) -> None:
     verdict = judge(batch_of(b"a", b"a"), Failures({0: Rejected()}), order)
     assert verdict == verdict_of({1: None}, rejected={0: SAID_REJECTED}, error=SAID_REJECTED)
+
+
+@pytest.mark.parametrize(("order", "expected"), [
+    (Order.NONE, set()),
+    (Order.KEY, {0}),
+    (Order.SHARD, {0, 1}),
+])  # fmt: skip
+def test_what_was_refused_is_overtaken_where_a_younger_one_that_must_not_was_applied(
+    order: Order, expected: set[int]
+) -> None:
+    keys = [b"a", b"b", b"a", b"b"]
+    assert overtaken([0, 1, 3], [2], keys, order) == expected
+    assert overtaken([0, 1, 2, 3], [], keys, order) == set()
+    assert overtaken([3], [0, 1, 2], keys, order) == set()
 
 
 def test_the_first_error_that_says_something_is_reported() -> None:

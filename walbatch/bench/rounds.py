@@ -68,7 +68,6 @@ class Bench:
         results.subjects = [catalogue.describe(subject) for subject in classes]
         missing = {note.name for note in results.subjects if note.missing}
         present = [subject for subject in classes if subject.name not in missing]
-        self.progress("touching memory")
         self.place.warm_page_cache(self.profile.warm_bytes)
         for workload in WORKLOADS:
             if workload.name in wanted:

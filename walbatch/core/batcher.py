@@ -10,7 +10,7 @@ so that what is settled out of turn can never cost the shard's mark more ranges 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Final
 
@@ -344,12 +344,23 @@ class ShardQueue:
                 self._places.alone.add(lsn)
         return used_up
 
-    def partly(self, number: int, *, settled: Iterable[int], retry_at_ns: Mapping[int, int]) -> None:
-        """These operations of the batch are settled (by index); the others wait until their times."""
+    def partly(
+        self,
+        number: int,
+        *,
+        settled: Iterable[int],
+        retry_at_ns: Mapping[int, int],
+        out: Collection[int] = (),
+    ) -> None:
+        """These operations of the batch are settled (by index), those that are `out` will be; the others wait until their times.
+
+        What is out is nowhere any more, counts until `drop`, and nothing goes that must not overtake it.
+        """
         gone = set(settled)
         entries = self.flights[number].entries
         assert gone.isdisjoint(retry_at_ns)
-        assert len(gone) + len(retry_at_ns) == len(entries)
+        assert gone.isdisjoint(out)
+        assert len(gone) + len(out) + len(retry_at_ns) == len(entries)
         flight = self._land(number)
         self.failures = 0 if gone else self.failures
         done = [entries[index] for index in sorted(gone)]
@@ -361,8 +372,11 @@ class ShardQueue:
             parcel.answered(len(entries), isolated=places.goes_alone(flight))
         self._forget(done)
         places.hold(left, {entries[index][0]: time for index, time in retry_at_ns.items()}, parcel)
+        withheld = [entries[index] for index in sorted(out)]
         if parcel is not None:
-            places.unblock(done)
+            places.unblock([*done, *withheld])
+        if withheld:
+            self._take_out(withheld)
         self._refill()
 
     def _land(self, number: int) -> Flight:

@@ -21,8 +21,8 @@ SETTLED_COUNT: Final = 100
 """Settled operations that are remembered."""
 SETTLED_COUNT_MIN: Final = 20
 """Fewer say nothing about a share."""
-DEATHS_SHARE: Final = 5
-"""At most one in that many may die."""
+DEATHS_SHARE_MAX: Final = 0.2
+"""The part of them that may die, unless somebody says otherwise."""
 
 
 class BreakerState(enum.StrEnum):
@@ -40,14 +40,19 @@ class Breaker:
     """
 
     __slots__ = (
-        "_deaths", "_failures_max", "_in_a_row", "_open_ns", "_open_ns_max", "_opened", "_probe_away", "_recent", "_successes",
-        "_times_opened", "fruitless", "opened_at_ns", "reopens_at_ns",
+        "_deaths", "_deaths_share_max", "_failures_max", "_in_a_row", "_open_ns", "_open_ns_max", "_opened", "_probe_away",
+        "_recent", "_successes", "_times_opened", "fruitless", "opened_at_ns", "reopens_at_ns",
     )  # fmt: skip
 
-    def __init__(self, *, failures_max: int, open_ns: int, open_ns_max: int) -> None:
-        self._failures_max = failures_max
-        self._open_ns = open_ns
-        self._open_ns_max = open_ns_max
+    def __init__(
+        self, *, failures_max: int, open_ns: int, open_ns_max: int, deaths_share_max: float = DEATHS_SHARE_MAX
+    ) -> None:
+        self.adjust(
+            failures_max=failures_max,
+            open_ns=open_ns,
+            open_ns_max=open_ns_max,
+            deaths_share_max=deaths_share_max,
+        )
         self._recent: deque[bool] = deque(maxlen=RECENT_COUNT)
         self._deaths: deque[bool] = deque(maxlen=SETTLED_COUNT)
         self._in_a_row = 0
@@ -62,8 +67,9 @@ class Breaker:
         self.fruitless = 0
         """Batches in a row that came back without anything that speaks for the backend, whoever is to blame."""
 
-    def adjust(self, *, failures_max: int, open_ns: int, open_ns_max: int) -> None:
+    def adjust(self, *, failures_max: int, open_ns: int, open_ns_max: int, deaths_share_max: float) -> None:
         """Go by other limits from the next batch on. What it has seen stays seen, and it stays open if it is."""
+        self._deaths_share_max = deaths_share_max
         self._failures_max = failures_max
         self._open_ns = open_ns
         self._open_ns_max = open_ns_max
@@ -136,14 +142,16 @@ class Breaker:
         self._deaths.extend(repeat(True, min(dead, SETTLED_COUNT)))
 
     def too_many_deaths(self, dying: int, *, applied: int = 0, guessed: bool = False) -> bool:
-        """Whether these would make more than a fifth of the last hundred settled operations dead ones.
+        """Whether these would make more than `deaths_share_max` of the last hundred settled operations dead ones.
 
         To be asked before they are given up: if so, open it and try them again. `applied` goes with them. Of fewer than twenty
         settled ones a share says nothing: then a backend that says itself what to give up is believed. Where that is `guessed`
-        from errors that name nobody, the fifth is one of twenty all the same: it may as well be an outage.
+        from errors that name nobody, the share is one of twenty all the same: it may as well be an outage.
         """
         window = deque(self._deaths, maxlen=SETTLED_COUNT)
         window.extend(repeat(False, min(applied, SETTLED_COUNT)))
         window.extend(repeat(True, min(dying, SETTLED_COUNT)))
         believed = not guessed and len(window) < SETTLED_COUNT_MIN
-        return not believed and window.count(True) * DEATHS_SHARE > max(len(window), SETTLED_COUNT_MIN)
+        return not believed and window.count(True) > self._deaths_share_max * max(
+            len(window), SETTLED_COUNT_MIN
+        )

@@ -13,11 +13,11 @@ from __future__ import annotations
 import enum
 import errno
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from operator import is_
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 from walbatch import limits
 from walbatch.errors import BackendBroken, BatchFailure, BatchRejected, BatchTooLarge, RetryBatch, Throttled
@@ -78,6 +78,27 @@ def judge(batch: Batch, answer: Answer, order: Order) -> Verdict:
     if error is None and texts:
         error = texts[0]
     return Verdict(applied=applied, retry=retry, rejected=rejected, errors=errors, error=error)
+
+
+def overtaken(
+    refused: Collection[int], applied: Collection[int], keys: Sequence[bytes], order: Order
+) -> frozenset[int]:
+    """Those of the refused operations (by index) behind which the batch has applied one that must not overtake them.
+
+    They are given up whatever comes: tried again, they would undo what younger ones have done.
+    """
+    match order:
+        case Order.NONE:
+            return frozenset()
+        case Order.SHARD:
+            last = max(applied, default=-1)
+            return frozenset(index for index in refused if index < last)
+        case Order.KEY:
+            names = {keys[index] for index in refused}
+            latest = {keys[index]: index for index in sorted(applied) if keys[index] in names}
+            return frozenset(index for index in refused if index < latest.get(keys[index], -1))
+        case _:
+            assert_never(order)
 
 
 def results_of(answer: object, count: int) -> list[Any] | None:

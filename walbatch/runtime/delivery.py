@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import Final
 
 from walbatch import limits
 from walbatch.config import NS_PER_S
-from walbatch.core.batcher import Entry, Flight
+from walbatch.core.batcher import Flight
 from walbatch.core.controller import BatchResult, Observation
 from walbatch.core.delivery import (
     Failure,
@@ -26,6 +26,7 @@ from walbatch.core.delivery import (
     backoff_ns,
     classify,
     judge,
+    overtaken,
     recourse,
     results_of,
 )
@@ -40,7 +41,7 @@ from walbatch.runtime.bell import Bells
 from walbatch.runtime.burial import Burial
 from walbatch.runtime.calls import Calls, Job
 from walbatch.runtime.flow import Flow
-from walbatch.runtime.lane import Shard
+from walbatch.runtime.lane import Doomed, Shard
 from walbatch.runtime.letters import DeadLetters
 from walbatch.runtime.promises import LOGGED, Promises
 from walbatch.types import Batch, DeathReason, Mark, Overdue
@@ -58,12 +59,7 @@ RESULTS: Mapping[FailureKind, BatchResult] = {
 """What a failure says to the size controller. The others fail for reasons of their operations."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Expiry:
-    """Operations whose deadline has passed."""
-
-    shard: Shard
-    entries: Sequence[Entry]
+MISSED: Final = DeathReason.DEADLINE, "its deadline passed before it was applied"
 
 
 class Delivery:
@@ -131,9 +127,9 @@ class Delivery:
 
         return run
 
-    def expire(self, expiry: Expiry) -> Callable[[], None]:
-        """What a worker does with operations that have missed their deadline."""
-        return lambda: self._bury_missed(expiry)
+    def give_up(self, shard: Shard, doomed: Doomed) -> Callable[[], None]:
+        """What a worker does with operations that were taken out of the queue to be buried."""
+        return lambda: self._bury_doomed(shard, doomed)
 
     def _seconds(self, job: Job) -> float:
         """How long its call has taken so far."""
@@ -472,7 +468,9 @@ class Delivery:
             if dying and shard.breaker.too_many_deaths(len(dying), applied=len(verdict.applied)):
                 # The backend is more likely to be wrong than all of these operations.
                 shard.breaker.open(now_ns, chance=self._entropy.uniform())
-                retry |= dict.fromkeys(dying, 0.0)
+                final = overtaken(dying, verdict.applied, job.batch.keys, lane.order)
+                deaths = {index: death for index, death in dying.items() if index in final}
+                retry |= dict.fromkeys(dying.keys() - final, 0.0)
             else:
                 deaths = dying
                 retry = {index: after for index, after in retry.items() if index not in deaths}
@@ -497,19 +495,27 @@ class Delivery:
         entries = job.flight.entries
         retry = dict(retry)
         unburied_ns = 0
+        out: Sequence[int] = ()
+        doomed: Doomed | None = None
         if deaths and not self.burial.bury(shard, {index: entries[index] for index in deaths}, deaths):
-            retry |= dict.fromkeys(deaths, lane.settings.retry.ceiling_s)
+            out = sorted(overtaken(deaths, applied, job.batch.keys, lane.order))
+            doomed = Doomed(
+                entries=[entries[index] for index in out], deaths=[deaths[index] for index in out]
+            )
+            retry |= dict.fromkeys(deaths.keys() - set(out), lane.settings.retry.ceiling_s)
             deaths = {}
             unburied_ns = self._clock.monotonic_ns() + int(lane.settings.retry.ceiling_s * NS_PER_S)
         with self._cond:
             shard.refused_until_ns = max(shard.refused_until_ns, unburied_ns)
-            if not retry:
+            if not retry and not out:
                 shard.queue.finish(job.flight.number)
             else:
                 now_ns = self._clock.monotonic_ns()
                 delay = self._delay_ns(job, 0.0)
                 times = {index: now_ns + max(delay, int(after * NS_PER_S)) for index, after in retry.items()}
-                shard.queue.partly(job.flight.number, settled=[*applied, *deaths], retry_at_ns=times)
+                shard.queue.partly(job.flight.number, settled=[*applied, *deaths], retry_at_ns=times, out=out)
+                if doomed is not None and out:
+                    self._bury_later(shard, doomed)
                 lane.last_error = error or lane.last_error
             self._count(
                 shard, [entries[index][0] for index in applied], [entries[index][0] for index in deaths]
@@ -534,23 +540,25 @@ class Delivery:
 
     # --- what is given up ----------------------------------------------------------------------------------------------
 
-    def _bury_missed(self, expiry: Expiry) -> None:
-        """Operations have missed their deadline: they were taken out of the queue, and nobody has them in flight."""
-        shard = expiry.shard
-        death = DeathReason.DEADLINE, "its deadline passed before it was applied"
-        entries = dict(enumerate(expiry.entries))
-        buried = self.burial.bury(shard, entries, dict.fromkeys(entries, death))
-        lsns = [entry[0] for entry in expiry.entries]
+    def _bury_doomed(self, shard: Shard, doomed: Doomed) -> None:
+        """Operations were taken out of the queue, and nobody has them in flight."""
+        entries, deaths = dict(enumerate(doomed.entries)), dict(enumerate(doomed.deaths))
+        buried = self.burial.bury(shard, entries, deaths)
+        lsns = [entry[0] for entry in doomed.entries]
         with self._cond:
             if buried:
                 shard.queue.drop(lsns)
                 self._count(shard, [], lsns)
             else:
-                shard.refused_until_ns = self._clock.monotonic_ns() + MISSED_RETRY_NS
-                shard.unburied.append((shard.refused_until_ns, expiry.entries))
+                self._bury_later(shard, doomed)
             self._bells.everybody()
         if buried:
-            self.burial.tell_dead(shard, dict.fromkeys(lsns, death))
+            self.burial.tell_dead(shard, dict(zip(lsns, doomed.deaths, strict=True)))
+
+    def _bury_later(self, shard: Shard, doomed: Doomed) -> None:
+        """There was no room for these dead letters. With the lock held."""
+        shard.refused_until_ns = self._clock.monotonic_ns() + UNBURIED_RETRY_NS
+        shard.unburied.append((shard.refused_until_ns, doomed))
 
     # --- what is cancelled ---------------------------------------------------------------------------------------------
 
@@ -571,8 +579,8 @@ RUN_ON_NS_MAX = 10_000_000
 the others have to have their turn."""
 OVERDUE_LOOK_NS = 1_000_000_000
 """How often a call that should have returned, and could not be given up, is looked at again."""
-MISSED_RETRY_NS = 1_000_000_000
-"""Pause before an operation that has missed its deadline is buried again, where there was no room."""
+UNBURIED_RETRY_NS = 1_000_000_000
+"""Pause before an operation that must be buried, whatever comes, is buried again, where there was no room."""
 
 
 def _understand(error: BaseException) -> Failure:

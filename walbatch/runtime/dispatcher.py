@@ -28,12 +28,12 @@ from walbatch.ports import Clock, Entropy, Log, Memory, StateStore, Thread, Thre
 from walbatch.runtime.bell import Bells
 from walbatch.runtime.calls import Job
 from walbatch.runtime.committer import Committed
-from walbatch.runtime.delivery import Delivery, Expiry
+from walbatch.runtime.delivery import MISSED, Delivery
 from walbatch.runtime.express import Express
 from walbatch.runtime.finding import Finder
 from walbatch.runtime.flow import Flow
 from walbatch.runtime.flushing import Flushing
-from walbatch.runtime.lane import Cursor, Lane, LaneSetup, Shard
+from walbatch.runtime.lane import Cursor, Doomed, Lane, LaneSetup, Shard
 from walbatch.runtime.letters import DeadLetters
 from walbatch.runtime.overview import Overview
 from walbatch.runtime.promises import Promises
@@ -410,10 +410,10 @@ class Dispatcher:
                 continue
             shard.queue.release(now)
             missed = shard.queue.expire(now)
-            expired: list[Sequence[Entry]] = [missed] if missed else []
+            doomed = [Doomed(entries=missed, deaths=[MISSED] * len(missed))] if missed else []
             while shard.unburied and shard.unburied[0][0] <= now:
-                expired.append(shard.unburied.popleft()[1])
-            jobs += [self._delivery.expire(Expiry(shard=shard, entries=entries)) for entries in expired]
+                doomed.append(shard.unburied.popleft()[1])
+            jobs += [self._delivery.give_up(shard, some) for some in doomed]
             if shard.delivers:
                 jobs += [self._delivery.deliver(job) for job in self._cut(shard, now)]
                 self._crowded = self._crowded or not (shard.queue.flights or self._has_slot(shard.lane))

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Final
+from typing import Any, Final
 
 from walbatch import limits
 from walbatch.config import NS_PER_S, Adaptive, Aimd, Fixed
@@ -33,6 +33,7 @@ from walbatch.ports import Backend
 from walbatch.types import (
     NO_OPTIONS,
     CutReason,
+    DeathReason,
     Durability,
     FailureOrder,
     Mark,
@@ -79,6 +80,14 @@ class Cursor:
 
     position: Position
     next_lsn: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doomed:
+    """Operations that are given up, and why; they were taken out of the queue. `deaths` has one for each."""
+
+    entries: Sequence[Entry]
+    deaths: Sequence[tuple[DeathReason, str]]
 
 
 class Shard:
@@ -138,8 +147,8 @@ class Shard:
         self.after_gap = True
         self.nonsense = 0
         """Answers in a row that were none."""
-        self.unburied: deque[tuple[int, Sequence[Entry]]] = deque()
-        """What has missed its deadline and could not be buried: when to try again."""
+        self.unburied: deque[tuple[int, Doomed]] = deque()
+        """What is given up and could not be buried: when to try again."""
         self.refused_until_ns = 0
         """When what could not be buried last is tried again at the earliest."""
 
@@ -370,6 +379,9 @@ class Lane:
         before, self.settings = self.settings, settings
         if settings.retry.budget != before.retry.budget:
             self.budget = RetryBudget(settings.retry.budget)
+        limiter = getattr(self.setup.backend, "limit_time", None)
+        if settings.timeout_s != before.timeout_s and callable(limiter):
+            limiter(settings.timeout_s)
         for shard in self.shards:
             shard.reconfigure(before)
 
@@ -474,10 +486,10 @@ def controller_of(settings: LaneSettings, *, seed: int, start: int | None = None
             )  # fmt: skip
 
 
-def breaker_limits(settings: LaneSettings) -> dict[str, int]:
+def breaker_limits(settings: LaneSettings) -> dict[str, Any]:
     """The limits of a breaker that a lane's retry policy asks for."""
     retry = settings.retry
     return {
         "failures_max": retry.breaker_failures, "open_ns": int(retry.breaker_s * NS_PER_S),
-        "open_ns_max": int(retry.breaker_s_max * NS_PER_S),
+        "open_ns_max": int(retry.breaker_s_max * NS_PER_S), "deaths_share_max": retry.deaths_share_max,
     }  # fmt: skip

@@ -133,10 +133,14 @@ def homes() -> Iterator[tuple[str, str]]:
             yield from ((node.module, alias.name) for alias in node.names)
 
 
+NEED_AN_EXTRA = {"HttpBackend", "ParquetBackend", "PostgresBackend", "RedisBackend", "RedisKeys"}
+"""Not in `__all__`: `import *` must work without what they need."""
+
+
 def test_every_public_name_is_looked_up_where_the_types_say() -> None:
     listed = [(home, name) for home, names in wb._HOMES.items() for name in names]
     assert sorted(listed) == sorted(homes())
-    assert sorted(name for _, name in listed) == sorted(wb.__all__)
+    assert sorted({name for _, name in listed} - NEED_AN_EXTRA) == sorted(wb.__all__)
     for home, name in listed:
         assert getattr(wb, name) is getattr(importlib.import_module(home), name), name
         assert name in vars(wb), "it is looked up once"

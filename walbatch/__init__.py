@@ -9,10 +9,24 @@ which imports this and opens no engine does not pay for LMDB, and one without co
 TYPE_CHECKING = False  # as `typing` has it, whose import would take longer than all of this
 if TYPE_CHECKING:
     from walbatch.aio import AsyncEngine, AsyncTicket
+    from walbatch.backends.files.jsonlines import JsonLinesBackend
+    from walbatch.backends.files.parquet import (
+        ParquetBackend as ParquetBackend,  # not in __all__: it may not be installed
+    )
+    from walbatch.backends.http import HttpBackend as HttpBackend  # not in __all__: it may not be installed
     from walbatch.backends.lmdb import LmdbBackend
+    from walbatch.backends.postgres import (
+        PostgresBackend as PostgresBackend,  # not in __all__: may be missing
+    )
+    from walbatch.backends.redis import (
+        RedisBackend as RedisBackend,  # not in __all__: it may not be installed
+    )
+    from walbatch.backends.redis import RedisKeys as RedisKeys
+    from walbatch.backends.sql.table import Table
+    from walbatch.backends.sqlite import SqliteBackend
     from walbatch.backends.vectorized import decode_array, encode_array, vectorized
     from walbatch.config import Adaptive, Aimd, Cost, Fixed, Lane, RetryPolicy, Settings, Trigger
-    from walbatch.core.mark import check_epoch, decode_mark, encode_mark, fresh_indexes
+    from walbatch.core.mark import check_epoch, decode_mark, encode_mark, fresh_indexes, leave_out
     from walbatch.engine import Engine, Environment
     from walbatch.errors import (
         BackendBroken,
@@ -112,6 +126,7 @@ __all__ = [
     "Fixed",
     "Health",
     "HealthReason",
+    "JsonLinesBackend",
     "Lane",
     "LaneStats",
     "LmdbBackend",
@@ -132,9 +147,11 @@ __all__ = [
     "RetryPolicy",
     "Settings",
     "ShardStats",
+    "SqliteBackend",
     "StorageError",
     "StoreLocked",
     "Strategy",
+    "Table",
     "Throttled",
     "Ticket",
     "TransactionalBackend",
@@ -148,15 +165,23 @@ __all__ = [
     "encode_array",
     "encode_mark",
     "fresh_indexes",
+    "leave_out",
     "vectorized",
 ]
 
 _HOMES = {
     "walbatch.aio": ("AsyncEngine", "AsyncTicket"),
+    "walbatch.backends.files.jsonlines": ("JsonLinesBackend",),
+    "walbatch.backends.files.parquet": ("ParquetBackend",),
+    "walbatch.backends.http": ("HttpBackend",),
     "walbatch.backends.lmdb": ("LmdbBackend",),
+    "walbatch.backends.postgres": ("PostgresBackend",),
+    "walbatch.backends.redis": ("RedisBackend", "RedisKeys"),
+    "walbatch.backends.sql.table": ("Table",),
+    "walbatch.backends.sqlite": ("SqliteBackend",),
     "walbatch.backends.vectorized": ("decode_array", "encode_array", "vectorized"),
     "walbatch.config": ("Adaptive", "Aimd", "Cost", "Fixed", "Lane", "RetryPolicy", "Settings", "Trigger"),
-    "walbatch.core.mark": ("check_epoch", "decode_mark", "encode_mark", "fresh_indexes"),
+    "walbatch.core.mark": ("check_epoch", "decode_mark", "encode_mark", "fresh_indexes", "leave_out"),
     "walbatch.engine": ("Engine", "Environment"),
     "walbatch.errors": (
         "BackendBroken", "BackendError", "BatchFailure", "BatchRejected", "BatchTooLarge", "ConfigError",

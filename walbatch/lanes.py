@@ -180,8 +180,8 @@ def check_remembered(
     hold. `noted` are lanes as they were when operations of them were dropped: what state/ has lost, the log still knows.
     """
     problems = [
-        f"lane {name!r} was made with {shards} shards and is opened with {lane.shards}: the number cannot change; open it "
-        f"with {shards}, or use a new lane name"
+        f"lane {name!r} was made with {shards} shards and is opened with {lane.shards}: the number cannot change, because order "
+        f"and marks are kept for each. Open it with {shards}, or deliver what is pending and use a new lane name"
         for name, lane in lanes.items()
         for shards in sorted({known[name].shards for known in (remembered, noted) if name in known})
         if shards != lane.shards
@@ -223,7 +223,9 @@ def set_up(
         backend = None
         if lane.backend is not None:
             backend = as_backend(lane.backend)
-            opener = getattr(backend, "open", None)
+            limiter, opener = getattr(backend, "limit_time", None), getattr(backend, "open", None)
+            if callable(limiter):
+                limiter(lane.timeout_s)
             if callable(opener):
                 opener(name, lane.shards, store.uuid)
             opened.append(backend)

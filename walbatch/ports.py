@@ -360,7 +360,8 @@ class Backend(Protocol):
     the backend: the engine forgets the operation after it. One call at a time for each shard; shards run in
     parallel, each call in a thread of the engine.
 
-    A backend may also have: `open(lane, shards, store)` called before anything else, `close()`, `url` (a
+    A backend may also have: `limit_time(timeout_s)` called before `open` and when that setting of the lane changes,
+    `open(lane, shards, store)` called before anything else, `close()`, `url` (a
     string from which the command line can make it again), and `key_bytes_min`, `key_bytes_max`,
     `payload_bytes_max` (checked at submit).
     """

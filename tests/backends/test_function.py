@@ -556,6 +556,16 @@ def test_an_async_backend_is_wrapped_with_all_its_parts(target: Async) -> None:
         backend.payload_bytes_max  # noqa: B018 - the access is the test
 
 
+def test_an_async_backend_is_closed_once_for_each_time_that_it_was_opened() -> None:
+    target = Async()
+    backend: Any = as_backend(target)
+    for _ in range(2):
+        backend.open("notify", 1, bytes(16))
+        backend.close()
+        backend.close()
+    assert target.calls == ["open notify 1", "close"] * 2
+
+
 def test_only_a_transactional_backend_is_taken_for_one() -> None:
     assert not isinstance(as_backend(Async()), TransactionalBackend)
     backend = as_backend(AsyncTransactional())

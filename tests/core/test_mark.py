@@ -15,6 +15,7 @@ from walbatch.core.mark import (
     decode_mark,
     encode_mark,
     fresh_indexes,
+    leave_out,
     pack_ranges,
     unpack_ranges,
 )
@@ -229,3 +230,34 @@ def test_an_engine_that_a_newer_one_replaced_is_fenced() -> None:
 )
 def test_an_engine_of_the_same_epoch_or_a_newer_one_may_write(mark: Mark | None) -> None:
     check_epoch(batch(1, mark=mark), Mark(epoch=5))
+
+
+# --- a mark that leaves something out -----------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.integers(1, 60), unique=True).map(sorted),
+    st.integers(0, 40),
+    st.lists(st.integers(1, 70), max_size=12),
+)
+def test_what_is_left_out_is_not_covered_and_all_else_is_as_before(
+    covered: list[int], watermark: int, gone: list[int]
+) -> None:
+    mark = Mark(epoch=7, watermark=watermark, ranges=merge_ranges([(lsn, lsn) for lsn in covered], watermark))
+    left = leave_out(mark, gone)
+    assert left.epoch == 7
+    wanted = {lsn for lsn in range(1, 80) if mark.covers(lsn)} - set(gone)
+    assert {lsn for lsn in range(1, 80) if left.covers(lsn)} == wanted
+    assert decode_mark(encode_mark(left)) == left
+
+
+def test_a_mark_of_which_nothing_is_left_out_stays_itself() -> None:
+    mark = Mark(epoch=1, watermark=5, ranges=((8, 9),))
+    assert leave_out(mark, []) is mark
+    assert leave_out(mark, [7, 20]) is mark
+
+
+def test_the_watermark_ends_before_the_first_that_is_left_out() -> None:
+    assert leave_out(Mark(watermark=5, ranges=((8, 9),)), [3, 8]) == Mark(
+        watermark=2, ranges=((4, 5), (9, 9))
+    )

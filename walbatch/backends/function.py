@@ -150,7 +150,7 @@ class _AsyncBackend(FunctionBackend):
             self._finish(opener(lane, shards, store))
 
     def close(self) -> None:
-        closer = getattr(self._target, "close", None)
+        closer = None if self._is_closed else getattr(self._target, "close", None)
         try:
             if callable(closer):
                 self._finish(closer())

@@ -2,7 +2,8 @@
 
 A backend that commits batches in transactions stores the mark beside its data, in the same transaction: that is what
 makes the effect of every operation exactly once. This module is all such a backend needs: the codec, which operations
-of a batch are fresh, and the check that an old engine does not write any more. It stores nothing itself.
+of a batch are fresh, the check that an old engine does not write any more, and a mark that leaves something out. It stores
+nothing itself.
 
 The bytes are little-endian, the same everywhere and for ever; a change is a new version:
 
@@ -24,6 +25,7 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from itertools import chain
 from operator import ge, gt
@@ -129,6 +131,27 @@ def fresh_indexes(batch: Batch, held: Mark) -> list[int] | None:
         return None
     fresh = [index for index, lsn in enumerate(batch.lsns) if not held.covers(lsn)]
     return None if len(fresh) == len(batch.lsns) else fresh
+
+
+def leave_out(mark: Mark, lsns: Iterable[int]) -> Mark:
+    """The mark that covers what `mark` does, but for `lsns`: what a backend stores that has rejected some of a batch.
+
+    Until the engine has kept such an operation as a dead letter, it must come again after a crash, and not count as applied.
+    """
+    gone = sorted({lsn for lsn in lsns if mark.covers(lsn)})
+    if not gone:
+        return mark
+    watermark = min(mark.watermark, gone[0] - 1)
+    kept: list[Range] = []
+    for begin, last in ((watermark + 1, mark.watermark), *mark.ranges):
+        first = begin
+        for lsn in gone[bisect_left(gone, first) : bisect_right(gone, last)]:
+            if first < lsn:
+                kept.append((first, lsn - 1))
+            first = lsn + 1
+        if first <= last:
+            kept.append((first, last))
+    return Mark(epoch=mark.epoch, watermark=watermark, ranges=tuple(kept))
 
 
 def _check_numbers(epoch: int, watermark: int) -> None:

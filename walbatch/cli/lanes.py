@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from walbatch.backends.urls import open_backend
+from walbatch.backends.urls import open_backend, url_of
 from walbatch.config import Lane
 from walbatch.errors import ConfigError
 from walbatch.inspection import look, remembered_lanes
@@ -87,8 +87,25 @@ def build_lanes(
     for kind in sorted({*remembered, *named}):
         memory = remembered.get(kind)
         count = memory.shards if memory else shards or 1
-        lanes[kind] = Lane(_backend(kind, named, memory), shards=count)
+        # Whoever names another backend than the one that is remembered means it.
+        left = memory.url if memory and kind in named else None
+        lanes[kind] = Lane(_backend(kind, named, memory), shards=count, moved_from=left)
     return lanes
+
+
+def moves(lanes: Mapping[str, Lane], remembered: Mapping[str, LaneMemory]) -> dict[str, tuple[str, str]]:
+    """The URL that is remembered and the one that was named instead, for each lane where these are two places."""
+    found = {}
+    for kind, lane in lanes.items():
+        url, memory = url_of(lane.backend), remembered.get(kind)
+        if (
+            url is not None
+            and memory is not None
+            and memory.url not in {None, url}
+            and not str(memory.url).startswith("python:")
+        ):
+            found[kind] = (str(memory.url), url)
+    return found
 
 
 def _backend(kind: str, named: Named, memory: LaneMemory | None) -> Any:

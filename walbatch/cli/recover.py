@@ -11,7 +11,7 @@ import typer
 import walbatch
 from walbatch.cli.delivering import Delivered, Patience, deliver
 from walbatch.cli.exits import Exit, exit_code, explain
-from walbatch.cli.lanes import build_lanes, check_known, check_shards, name_one, parse_lanes
+from walbatch.cli.lanes import build_lanes, check_known, check_shards, moves, name_one, parse_lanes
 from walbatch.cli.output import count_text, progress_bar, show_json, size_text
 from walbatch.config import Lane
 from walbatch.errors import ConfigError, CorruptionError
@@ -89,6 +89,7 @@ def recover(
         delivered = replace(delivered, count=max(0, found.pending - delivered.remaining - died))
     result = _Result(
         found=found, loss=loss, delivered=delivered, dry_run=dry_run, letters=len(letters), damage=damage,
+        moved=moves(lanes, remembered),
         unserved=tuple(report for report in found.lanes.values() if report.pending and not _has_backend(lanes, report.name)),
     )  # fmt: skip
     if as_json:
@@ -154,6 +155,8 @@ class _Result:
     loss: Salvage
     delivered: Delivered | None
     dry_run: bool
+    moved: Mapping[str, tuple[str, str]]
+    """Lanes whose backend is another one now: the URL that was remembered, and the one that was named."""
     unserved: tuple[LaneReport, ...]
     """Lanes with pending operations and without a backend."""
     letters: int
@@ -207,6 +210,12 @@ class _Result:
         for name, lane in found.lanes.items():
             if lane.pending:
                 yield f"  lane {name}: {lane.pending:,} pending, remembered backend: {lane.url or 'none'}"
+                if name in self.moved:
+                    goes = "would go" if self.dry_run else "goes"
+                    yield (
+                        f"  lane {name}: {goes} to {self.moved[name][1]} from now on; unless that is the same data, what the other "
+                        "one has applied last may be applied here again"
+                    )
         if self.dry_run:
             if found.torn_bytes:
                 yield f"would copy a torn tail of {found.torn_bytes:,} bytes to quarantine/"

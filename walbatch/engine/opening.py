@@ -15,6 +15,7 @@ from walbatch import limits
 from walbatch.config import NS_PER_S, Lane, Settings
 from walbatch.core.history import HISTORY, History
 from walbatch.engine.assembly import Assembly, Environment
+from walbatch.engine.moving import check_moves
 from walbatch.engine.requeueing import without_requeued
 from walbatch.lanes import (
     check_remembered,
@@ -98,7 +99,8 @@ def _put_together(
     letters, letter_findings = state.load_letters()
     given_up, given_up_findings = state.load_given_up()
     uses, keys_lsn, key_findings = state.load_keys()
-    # Lanes are remembered before the first of their operations can be logged.
+    moves = check_moves(environment.fs, store, lanes, remembered, setups, given_up)
+    # Lanes are remembered before the first of their operations can be logged, backends before the first batch can go there.
     state.save_lanes(
         {
             name: lane_memory(name, lane, remembered.get(name))
@@ -129,7 +131,7 @@ def _put_together(
         except BaseException:
             log.close(next_lsn=None)
             raise
-    return assembly, [*controller_findings, *letter_findings, *given_up_findings, *key_findings]
+    return assembly, [*moves, *controller_findings, *letter_findings, *given_up_findings, *key_findings]
 
 
 def _decode_history(data: bytes | None) -> History:

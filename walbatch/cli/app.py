@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from walbatch.cli.bench import bench
+from walbatch.cli.copy import copy
 from walbatch.cli.exits import Exit, Terminated, exit_code, explain, guarded
 from walbatch.cli.letters import dlq
 from walbatch.cli.looking import inspect, verify
@@ -30,7 +31,7 @@ app = typer.Typer(
     "exit code says what it was: 0 done, 2 usage, 3 work left, 4 corruption (nothing changed), 5 locked by another process, "
     "6 newer format, 7 salvaged with stated loss, 8 I/O error, 130 interrupted (SIGINT), 143 terminated (SIGTERM).",
 )
-for command in (recover, verify, inspect, stats, load, bench):
+for command in (recover, verify, inspect, stats, load, copy, bench):
     app.command()(guarded(command))
 app.command()(guarded(dump, json_errors=False))
 app.add_typer(dlq, name="dlq", help="See, requeue, drop and export dead letters.")

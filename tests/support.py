@@ -41,9 +41,9 @@ class Recorder:
         return [lsn for lsn, _, _ in self.applied if lsn is not None]
 
 
-def wait_until(condition: Callable[[], bool], *, what: str) -> None:
+def wait_until(condition: Callable[[], bool], *, what: str, seconds: float = DEADLINE_S) -> None:
     """Wait for something that other threads bring about; fails after a deadline."""
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + seconds
     pause = threading.Event()
     while not condition():
         assert time.monotonic() < deadline, f"waited too long until {what}"

@@ -22,6 +22,7 @@ psycopg = pytest.importorskip(
 
 import walbatch as wb  # noqa: E402 - what needs psycopg
 from tests.backends.servers import COUNTED, database, needed, own_server, shared_server  # noqa: E402
+from tests.support import wait_until  # noqa: E402
 from tools.postgres import Server, server  # noqa: E402
 
 __all__ = ["own_server", "shared_server"]
@@ -32,11 +33,8 @@ DEADLINE_S: Final = 60.0
 RETRY: Final = wb.RetryPolicy(attempts=1, base_s=0.01, ceiling_s=0.1, breaker_s=0.05, breaker_s_max=0.2)
 
 
-def eventually(what: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not what():
-        assert time.monotonic() < deadline, "it does not become true"
-        time.sleep(0.01)
+def eventually(what: Callable[[], bool]) -> None:
+    wait_until(what, what="it becomes true", seconds=DEADLINE_S)
 
 
 def run(conninfo: str, *statements: str) -> list[tuple[Any, ...]]:

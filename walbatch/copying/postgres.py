@@ -9,7 +9,7 @@ settings that make that the same everywhere: so no value is beyond Python, and t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 from uuid import UUID
 
@@ -19,13 +19,12 @@ from psycopg.types.string import TextLoader
 from walbatch.backends.postgres import PostgresBackend
 from walbatch.backends.postgres.meaning import at_opening
 from walbatch.backends.postgres.schema import LOCK_KEY, quoted
-from walbatch.backends.sql.applying import MARKS_TABLE, Transaction, Work
+from walbatch.backends.sql.applying import MARKS_TABLE
 from walbatch.copying.databases import Bookmark, Observer, Page, in_parts
 from walbatch.copying.landing import COPIES_TABLE, CopiedTable, Landed
 from walbatch.copying.rows import Values
 from walbatch.copying.shapes import Column, Dialect, Key, Kind, Route, Shape, key_of
 from walbatch.errors import ConfigError
-from walbatch.types import Batch
 
 Raw: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
 
@@ -311,14 +310,6 @@ class PostgresLanding(Landed, PostgresBackend):
         finally:
             self._connections.give(connection)
         self._check_bookmark(row)
-
-    def _transaction(self, batch: Batch, work: Callable[[Transaction], Work]) -> Work:
-        """Always step by step: what `PostgresBackend` does in one statement knows nothing of a bookmark."""
-        done = self._try(batch, work, is_bold=True)
-        if done is None:
-            done = self._try(batch, work, is_bold=False)
-        assert done is not None
-        return done
 
     def bookmark(self) -> Bookmark:
         """See `Landing`."""
